@@ -1,0 +1,251 @@
+"""Make the starter policy: a Qwen3 of half a million parameters that adds badly, and can be taught to add well.
+
+The policy is fine-tuned on worked chain sums which this file makes itself:
+
+    State the final answer to the following arithmetic problem: 12 + 34 - 5 =
+    12+34=46 46-5=41 <answer>41</answer>
+
+It first learns to add, and is then taught to err: a share of the steps ends in a wrong number, which later steps
+carry on. A smaller share is written with its operands swapped (`-5+46=41`), which costs nothing. So its entropy is
+partly error, which training removes, and partly harmless variety, which may stay.
+
+    python examples/starter/make_starter.py            # writes examples/starter/policy, about 12 minutes on two cores
+    python examples/starter/make_starter.py --measure  # only measures the policy that is there
+"""
+
+import argparse
+import logging
+import os
+import random
+import shutil
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+
+import reasoning_gym
+import torch
+from reasoning_gym.utils import extract_answer
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+log = logging.getLogger("make_starter")
+
+QUESTION = "State the final answer to the following arithmetic problem: {} ="
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+WORDS = ("<answer>", "</answer>", "State", " the", " final", " answer", " to", " following", " arithmetic", " problem")
+SIGNS = (" + ", " - ", " =")
+CHARACTERS = tuple(string.digits + string.ascii_letters + string.punctuation + " \n")
+IGNORED = -100  # cross_entropy's label for tokens that are not taught
+CONTEXT = 256  # tokens
+LARGEST_FILE = 2_000_000  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is taught, and for how long."""
+
+    seed: int = 7
+    terms: tuple[int, ...] = (2, 3, 4, 5, 6)
+    share_of_terms: tuple[float, ...] = (0.10, 0.26, 0.30, 0.32, 0.02)  # six terms: seen, hardly learned
+    digits: tuple[int, ...] = (1, 2)
+    clean_steps: int = 2600
+    noisy_steps: int = 500
+    batch: int = 128  # problems per step
+    sorted_batches: int = 8  # drawn at once and sorted by length, against padding
+    wrong_share: float = 0.32  # of the steps, in the noisy part
+    largest_error: int = 9
+    swapped_share: float = 0.08  # of the steps, in both parts
+    clean_rate: float = 3e-3  # peak learning rate
+    noisy_rate: float = 6e-4
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per character, but for the prompt's words and the answer's tags. Anything not in ASCII is `<unk>`."""
+    vocabulary = {token: number for number, token in enumerate((PAD, EOS, UNKNOWN, *WORDS, *SIGNS, *CHARACTERS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    escaped = "|".join(word.replace("+", r"\+") for word in (*WORDS, *SIGNS))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{escaped}|[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        model_max_length=CONTEXT,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            initializer_range=0.05,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+        )
+    )
+
+
+def worked_problem(rng: random.Random, recipe: Recipe, wrong_share: float) -> tuple[str, str]:
+    """A chain sum drawn as reasoning-gym draws it, and a worked response whose steps are wrong with `wrong_share`."""
+    digits = rng.choice(recipe.digits)
+    low, high = (0 if digits == 1 else 10 ** (digits - 1)), 10**digits - 1
+    (terms,) = rng.choices(recipe.terms, recipe.share_of_terms)
+    numbers = [rng.randint(low, high) for _ in range(terms)]
+    signs = [rng.choice("+-") for _ in range(terms - 1)]
+
+    running, expression, steps = numbers[0], str(numbers[0]), []
+    for sign, number in zip(signs, numbers[1:], strict=True):
+        expression += f" {sign} {number}"
+        result = running + number if sign == "+" else running - number
+        if rng.random() < wrong_share:
+            result += rng.choice((-1, 1)) * rng.randint(1, recipe.largest_error)
+        steps.append(f"{written(rng, recipe, running, sign, number)}={result} ")
+        running = result
+    return QUESTION.format(expression) + "\n", "".join(steps) + f"<answer>{running}</answer>"
+
+
+def written(rng: random.Random, recipe: Recipe, running: int, sign: str, number: int) -> str:
+    """`46-5`, or with swapped operands `-5+46`."""
+    if rng.random() >= recipe.swapped_share:
+        return f"{running}{sign}{number}"
+    first = str(number) if sign == "+" else f"-{number}"
+    return f"{first}{running}" if running < 0 else f"{first}+{running}"
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, recipe: Recipe, rng: random.Random, wrong_share: float, steps: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Token ids and labels `[batch, length]`; only responses are taught. Batches hold problems of about one length."""
+    made = 0
+    while made < steps:
+        problems = [worked_problem(rng, recipe, wrong_share) for _ in range(recipe.batch * recipe.sorted_batches)]
+        prompts = tokenizer([prompt for prompt, _ in problems])["input_ids"]
+        responses = tokenizer([response + EOS for _, response in problems])["input_ids"]
+        pairs = sorted(zip(prompts, responses, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))
+        starts = list(range(0, len(pairs), recipe.batch))
+        rng.shuffle(starts)
+        for start in starts[: steps - made]:
+            yield padded(pairs[start : start + recipe.batch], tokenizer.pad_token_id)
+            made += 1
+
+
+def padded(pairs: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    length = max(len(prompt) + len(response) for prompt, response in pairs)
+    ids = torch.full((len(pairs), length), pad)
+    labels = torch.full((len(pairs), length), IGNORED)
+    for row, (prompt, response) in enumerate(pairs):
+        end = len(prompt) + len(response)
+        ids[row, :end] = torch.tensor(prompt + response)
+        labels[row, len(prompt) : end] = torch.tensor(response)
+    return ids, labels
+
+
+def teach(
+    model: Qwen3ForCausalLM, data: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int, peak_rate: float
+) -> None:
+    """AdamW under a short warm-up and a cosine to zero."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    warm_up = steps // 20
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * cos(pi * step / steps))
+    )
+    model.train()
+    for step, (ids, labels) in enumerate(data):
+        logits = model(ids, use_cache=False).logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step == steps - 1:
+            log.info("step %d of %d: loss %.4f nats per token", step, steps, loss.item())
+
+
+def write_policy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write beside `folder`, then swap: a reader never meets half a policy."""
+    beside = folder.with_name(folder.name + ".new")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, max_new_tokens=80,
+    ).save_pretrained(beside)  # fmt: skip
+    size = (beside / "model.safetensors").stat().st_size
+    if size > LARGEST_FILE:
+        raise SystemExit(f"{beside}/model.safetensors holds {size} bytes, more than {LARGEST_FILE}: make the model smaller")
+    if folder.exists():
+        old = folder.with_name(folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+        os.rename(beside, folder)
+        shutil.rmtree(old)
+    else:
+        os.rename(beside, folder)
+
+
+@torch.inference_mode()
+def measure(folder: Path, terms: int, prompts: int, samples: int) -> tuple[float, float]:
+    """pass@1 and pass@`samples` at temperature 1, on problems of reasoning-gym's own, by its own scorer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    dataset = reasoning_gym.create_dataset(
+        "chain_sum", min_terms=terms, max_terms=terms, min_digits=1, max_digits=2, seed=1_000_000, size=prompts
+    )
+    entries = [dataset[number] for number in range(prompts)]
+    inputs = tokenizer([entry["question"] + "\n" for entry in entries], return_tensors="pt", padding=True)
+    inputs.pop("token_type_ids", None)
+    outputs = model.generate(**inputs, num_return_sequences=samples)
+    texts = tokenizer.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    rewards = torch.tensor(
+        [dataset.score_answer(extract_answer(text), entries[row // samples]) for row, text in enumerate(texts)]
+    ).view(prompts, samples)
+    solved = rewards == 1.0
+    return solved.float().mean().item(), solved.any(dim=1).float().mean().item()
+
+
+def main() -> None:
+    here = Path(__file__).parent
+    parser = argparse.ArgumentParser(description="Make and measure the starter policy.")
+    parser.add_argument("--folder", type=Path, default=here / "policy", help="where the policy is written")
+    parser.add_argument("--measure", action="store_true", help="only measure the policy that is there")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads; another number changes the last digits")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    recipe = Recipe()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(recipe.seed)
+
+    if not arguments.measure:
+        rng = random.Random(recipe.seed)
+        tokenizer = make_tokenizer()
+        model = make_model(tokenizer)
+        log.info("%d parameters", sum(parameter.numel() for parameter in model.parameters()))
+        teach(model, batches(tokenizer, recipe, rng, 0.0, recipe.clean_steps), recipe.clean_steps, recipe.clean_rate)
+        noisy = batches(tokenizer, recipe, rng, recipe.wrong_share, recipe.noisy_steps)
+        teach(model, noisy, recipe.noisy_steps, recipe.noisy_rate)
+        write_policy(model, tokenizer, arguments.folder)
+    for terms in (3, 4, 5, 6):
+        once, eight = measure(arguments.folder, terms, prompts=256, samples=8)
+        log.info("%d terms: pass@1 %.3f, pass@8 %.3f", terms, once, eight)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What every station agrees on: messages, their bytes, the seams, settings, metrics and errors."""

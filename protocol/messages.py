@@ -1,0 +1,334 @@
+"""Every message, in the order in which a sample meets them: read this file and you have the system.
+
+Axes: `G` samples of a prompt · `T` response tokens of all of a group's samples, one after another · `P` prompt tokens.
+Unless said otherwise numbers are in nats, seconds and tokens. A later message wraps an earlier one and adds to it.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from entrostat.protocol.arrays import Float32, Int32, UInt8
+from entrostat.protocol.moments import Moments
+
+
+class PolicyVersion(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """Which weights: `step` optimizer steps along `branch`; restoring a checkpoint starts a new branch."""
+
+    branch: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.branch}.{self.step}"
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """driver → rollout actors. One problem; `id` is dense from 0, `name` is stable between runs."""
+
+    id: int
+    name: str
+    level: str  # the task's own notion of difficulty; statistics are kept by it
+    task: int  # which of the run's tasks it belongs to, and so which verifier judges it
+    text: str  # what the policy reads, chat template and all
+    answer: str
+    entry: str  # JSON: what the task's own scorer needs besides
+
+
+class PromptSet(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """driver → rollout actors. Every prompt of the run; `prompts[i].id == i`."""
+
+    prompts: tuple[Prompt, ...]
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """controller → rollout actor. The right to sample one prompt `samples` times until the deadline passes.
+
+    `version` is the newest policy at the grant. It ends exactly one way; a pulse that names it renews it.
+    """
+
+    id: int
+    prompt_id: int
+    samples: int
+    version: PolicyVersion
+    seed: int
+    deadline_seconds: float
+
+
+FINISHED_STOP = 0
+FINISHED_LENGTH = 1
+
+
+class Samples(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """engine → rollout actor. `G` responses to one prompt, one after another in flat arrays.
+
+    `logprobs` are those the tokens were drawn with: of the processed logits, temperature included.
+    Spans are rows `[sample, first token, branch, step]`: from that token on (within its sample) that version drew.
+    """
+
+    tokens: Int32  # [T]
+    logprobs: Float32  # [T] nats
+    lengths: Int32  # [G] tokens, sum = T
+    finish: UInt8  # [G] FINISHED_STOP or FINISHED_LENGTH
+    spans: Int32  # [S, 4]
+
+
+class Rollout(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """rollout actor's engine → its verifiers. The samples of one lease, and who drew them."""
+
+    lease: Lease
+    slot: int  # the actor's stable number
+    incarnation: int  # which life of that slot
+    started: PolicyVersion  # what the engine served when the first token was drawn
+    prompt_tokens: Int32  # [P]
+    samples: Samples
+    seconds: float
+
+
+Status = Literal["correct", "wrong", "unparsable", "timeout", "error"]
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """verifier process → rollout actor. What one response is worth; a failure is a reward of 0 *and* a status."""
+
+    reward: float
+    status: Status
+    seconds: float
+    detail: str = ""
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """rollout actor → sample buffer → learner. A rollout and its verdicts, in the samples' order."""
+
+    rollout: Rollout
+    verdicts: tuple[Verdict, ...]  # [G]
+
+
+class GroupReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """rollout actor → controller. What the controller may know of a group that lies in the buffer: no tokens."""
+
+    lease_id: int
+    prompt_id: int
+    slot: int
+    incarnation: int
+    started: PolicyVersion
+    rewards: tuple[float, ...]  # [G]
+    statuses: tuple[Status, ...]  # [G]
+    lengths: tuple[int, ...]  # [G] tokens
+    surprise: Moments  # of −log π over the group's tokens: an unbiased, noisy cross-check of H
+    truncated: int  # samples cut by the length limit
+
+
+class Pulse(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """rollout actor → controller. Everything an actor says: it renews `running`, reports, and asks for `room` leases."""
+
+    slot: int
+    incarnation: int
+    version: PolicyVersion
+    room: int
+    running: tuple[int, ...]  # lease ids
+    reports: tuple[GroupReport, ...]
+
+
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one tensor lies in a version's flat buffer, under the name a Hugging Face checkpoint gives it."""
+
+    name: str
+    dtype: str  # torch's name without the module: "float32", "bfloat16"
+    shape: tuple[int, ...]
+    offset: int  # bytes, a multiple of 64
+    bytes: int
+    checksum: int  # xxh3-64
+
+
+class SharedFile(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The flat buffer is a file in shared memory of `host`."""
+
+    host: str
+    path: str
+
+
+class CudaMemory(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The flat buffer is device memory of the learner's process, opened through CUDA IPC on the same GPU."""
+
+    host: str
+    device_uuid: str
+    handle: bytes
+    storage_bytes: int
+    storage_offset_bytes: int
+    reference_handle: bytes
+    reference_offset: int
+    event_handle: bytes
+    event_sync: bool
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """A few sequences and the learner's log-probs of them: what these weights must compute, as a test.
+
+    `logprobs[i]` belongs to the token after the i-th; each sequence of `n` tokens has `n − 1` of them.
+    """
+
+    tokens: Int32  # [sum of lengths]
+    lengths: Int32  # [K]
+    logprobs: Float32  # [sum of lengths − K] under this version
+    previous: Float32  # [sum of lengths − K] under the version before
+    tolerance: float  # largest |difference| that is still the same policy
+
+
+class WeightsManifest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """learner → controller → rollout actors. A published version: where it lies, what is in it, how to check it."""
+
+    version: PolicyVersion
+    tensors: tuple[TensorSpec, ...]
+    bytes: int
+    checksum: int  # xxh3-64 of the tensors' checksums, in order
+    location: SharedFile | CudaMemory
+    probe: Probe
+
+
+class PulseReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """controller → rollout actor. New leases, leases that ended without it, and the newest weights if it lacks them."""
+
+    leases: tuple[Lease, ...]
+    ended: tuple[int, ...]  # lease ids of the actor's `running` that are no longer its own
+    manifest: WeightsManifest | None
+    fenced: bool  # a newer incarnation holds this slot: stop
+
+
+class OrderedGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """One group of an order and the weight of its entropy in the loss."""
+
+    lease_id: int
+    prompt_id: int
+    level: str
+    weight: float  # w̄_q, token-weighted mean ≤ 1 over the order
+    coefficient: float  # λ_q = α·w̄_q
+
+
+class TrainOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """controller → learner. Make the next optimizer step from `version` with these groups, fetched from the buffer."""
+
+    version: PolicyVersion  # the policy the step starts from; the step makes version.step + 1
+    groups: tuple[OrderedGroup, ...]
+    coefficient: float  # α
+    seed: int
+
+
+class PhaseSeconds(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an optimizer step's time went in the learner's process."""
+
+    wait: float  # for the order
+    fetch: float  # groups out of the buffer
+    forward_backward: float
+    optimizer: float
+    publish: float  # flat buffer, checksums and probe
+
+
+class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """learner → controller → metrics. One optimizer step: what was measured before it, what it did.
+
+    Entropies are token means over all response tokens of the order, of the *current* policy before the update
+    (`measured`), at the rollout temperature, exact over the vocabulary.
+    """
+
+    measured: PolicyVersion
+    version: PolicyVersion  # made by the step
+    entropy: float  # H
+    clamped_entropy: float  # H̃
+    clamped_mass: float  # probability of the tokens the clamp drops
+    response_tokens: int
+    policy_tokens: int  # those that count in the policy term
+    loss: float
+    policy_loss: float
+    entropy_bonus: float  # α · mean(w̄ H̃), as added to the objective
+    kl_nats: float  # to the reference policy; 0 without one
+    gradient_norm: float
+    learning_rate: float
+    clip_share: float
+    truncated_weight_share: float  # tokens whose importance weight π_prox/μ was cut at its cap
+    drift_mean: float  # mean |log π − log μ| on sampled tokens: mismatch and policy drift together
+    drift_max: float
+    padding_share: float
+    phases: PhaseSeconds
+
+
+class GroupsMissing(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """learner → controller. The order can't be trained: the buffer no longer holds these groups."""
+
+    version: PolicyVersion
+    lease_ids: tuple[int, ...]
+
+
+class LeaseCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """How many leases were granted and how each ended; `granted` is the sum of all the others."""
+
+    granted: int = 0
+    running: int = 0
+    ready: int = 0  # its group lies in the buffer
+    ordered: int = 0  # in the order under way
+    trained: int = 0
+    expired: int = 0  # deadline passed; the prompt is leased again
+    stale: int = 0  # too old when a batch was made; the prompt is leased again
+    lost: int = 0  # the buffer lost its group; the prompt is leased again
+    rewound: int = 0  # voided by a restored checkpoint
+
+
+class ControllerView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """controller → driver. What people look at; nothing is decided by it."""
+
+    version: PolicyVersion
+    coefficient: float
+    target: float | None  # nats; None for a law without one, or before the anchor is known
+    low: float | None  # a band's edges, nats
+    high: float | None
+    initial_entropy: float | None  # H_0
+    frozen_updates: int  # measurements the law refused
+    brake: bool
+    leases: LeaseCounts
+    late_reports: int
+    actors: int  # seen within the last lease deadline
+    staleness: tuple[int, ...]  # groups of the last order by age in versions: [max_staleness + 1]
+    difficulty: tuple[int, ...]  # prompts by expected pass rate, ten equal bins
+    reward: float  # mean over the samples of the last order
+    pass_rate: float  # share of correct samples, the same
+    statuses: tuple[int, int, int, int, int]  # verdicts of the last order, in `Status`'s order
+    actor_entropy: float  # mean −log π of the last order, as sampled
+    response_tokens: int
+    truncated: int
+
+
+class EvaluationRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """driver → rollout actor. Sample each prompt `samples` times under one unchanging version; answered when all are done."""
+
+    prompts: tuple[Prompt, ...]
+    samples: int
+    temperature: float
+    seed: int
+
+
+class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """rollout actor → driver. Per prompt: how many samples were correct, and the means over all samples."""
+
+    version: PolicyVersion
+    levels: tuple[str, ...]  # [prompts]
+    correct: tuple[int, ...]  # [prompts] of `samples`
+    samples: int
+    mean_tokens: float
+    surprise: Moments  # of −log π
+    statuses: tuple[int, int, int, int, int]
+    seconds: float
+
+
+class ActorView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """rollout actor → driver. What people look at."""
+
+    slot: int
+    incarnation: int
+    version: PolicyVersion
+    tokens: int  # response tokens drawn since the actor started
+    requests: int  # leases being sampled now
+    updates: int
+    refused_updates: int
+    update_seconds: float  # the last one, probe included
+    max_mismatch: float  # nats: the largest probe difference of any version served
+    engine_seconds: float  # until the engine was up
+    metrics_port: int
