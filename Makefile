@@ -1,0 +1,45 @@
+# make demo: train the quickstart · make test: prove everything · make help: the rest
+PYTHON ?= python3.11
+BIN := .venv/bin
+CONFIG ?= deploy/runs/quickstart.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test unit check format lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+setup: .venv/ready ## make .venv from the lock file
+
+.venv/ready: requirements-cpu.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "Entrostat's lock file is for Python 3.11; install it, or name it: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --retries 0 -r requirements-cpu.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## train the quickstart policy, live; an earlier run is kept under another name
+	$(BIN)/entrostat train $(CONFIG) --keep-earlier
+
+test: setup ## all tests: unit, integration, and the built wheel from outside the tree
+	$(BIN)/python -m pytest
+
+unit: setup ## the tests without Ray and vLLM
+	$(BIN)/python -m pytest tests/unit
+
+check: setup ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/basedpyright --warnings
+
+format: setup ## format and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: ## resolve requirements-cpu.lock anew
+	$(PYTHON) deploy/lock.py
+
+clean: ## remove what was built, not the runs
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
