@@ -26,7 +26,9 @@ def stand_in(name: str, folder: Path) -> None:
     info = f"{name}-{STAND_IN_VERSION}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{STAND_IN_VERSION}-py3-none-any.whl", "w") as wheel:
         wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {STAND_IN_VERSION}\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: lock\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: lock\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         wheel.writestr(f"{info}/RECORD", "")
 
 
@@ -47,10 +49,10 @@ def main() -> None:
             stand_in(name, folder)
         venv.create(folder / "venv", with_pip=True)
         report = folder / "report.json"
+        options = ["--dry-run", "--ignore-installed", "--report", str(report), "--retries", "0"]
+        options += ["--find-links", str(folder), "--extra-index-url", "https://download.pytorch.org/whl/cpu"]
         subprocess.run(
-            [folder / "venv/bin/python", "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
-            + ["--retries", "0", "--extra-index-url", "https://download.pytorch.org/whl/cpu"]
-            + ["--find-links", str(folder), "--report", str(report), *requirements()],
+            [folder / "venv/bin/python", "-m", "pip", "install", "--quiet", *options, *requirements()],
             check=True,
             timeout=1800,
         )

@@ -24,7 +24,8 @@ def dtype_of(annotation: Any) -> np.dtype[Any]:
     scalar = get_args(arguments[1]) if len(arguments) == 2 else ()
     if not scalar:
         raise WireError(f"a message field is annotated {annotation!r}; expected Int32, Float32 or UInt8")
-    return np.dtype(scalar[0])
+    dtype: np.dtype[Any] = np.dtype(scalar[0])
+    return dtype
 
 
 def aligned(offset: int) -> int:

@@ -119,7 +119,7 @@ class GroupReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Pulse(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """rollout actor → controller. Everything an actor says: it renews `running`, reports, and asks for `room` leases."""
+    """rollout actor → controller. An actor renews `running`, reports, and asks for `room` leases."""
 
     slot: int
     incarnation: int
@@ -251,6 +251,13 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     phases: PhaseSeconds
 
 
+class StepOutcome(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """learner → driver. A step that was made, and the weights it published; the driver passes each on."""
+
+    report: StepReport
+    manifest: WeightsManifest
+
+
 class GroupsMissing(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """learner → controller. The order can't be trained: the buffer no longer holds these groups."""
 
@@ -297,7 +304,7 @@ class ControllerView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class EvaluationRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """driver → rollout actor. Sample each prompt `samples` times under one unchanging version; answered when all are done."""
+    """driver → rollout actor. Sample each prompt so often under one unchanging version."""
 
     prompts: tuple[Prompt, ...]
     samples: int

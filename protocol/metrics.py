@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from entrostat.protocol.errors import ResourceError
 
 # A counter's `_created` series are noise in every query.
-prometheus_client.disable_created_metrics()
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves this one untyped
 
 Station = Literal["rollout", "controller", "learner", "buffer"]
 
@@ -127,7 +127,7 @@ TABLE: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if
 
 
 class Exporter:
-    """A process's metrics and the endpoint they are read from: `/metrics`, `/healthz` and, for the controller, `/targets`.
+    """A process's metrics and their endpoint: `/metrics`, `/healthz` and, for the controller, `/targets`.
 
     Args:
         station: whose rows of the table to register.

@@ -46,7 +46,7 @@ class ReasoningGym(Settings, frozen=True, kw_only=True, tag_field="kind", tag="r
     size: Count
     seed: int = 0
     level: str = ""  # default: the dataset's name
-    parameters: dict[str, int | float | str | bool | list[int] | list[str]] = {}
+    parameters: dict[str, int | float | str | bool | list[int | float | str]] = {}
     template: str = "{question}"
     system: str = ""
     chat: bool = False  # format with the tokenizer's chat template

@@ -10,7 +10,6 @@ An array stands in the body as `[offset, shape, dtype]`; decoding returns views 
 
 import struct
 from collections.abc import Callable
-from functools import cache
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -56,7 +55,7 @@ def encode(message: msgspec.Struct) -> UInt8:
     frame[HEADER.size + len(body) : start] = 0
     for offset, array in zip(offsets, arrays, strict=True):
         frame[start + offset : start + offset + array.nbytes] = array.reshape(-1).view(np.uint8)
-    digest = xxhash.xxh3_64_intdigest(memoryview(frame)[HEADER.size :])
+    digest = xxhash.xxh3_64_intdigest(frame.data[HEADER.size :])
     frame[: HEADER.size] = np.frombuffer(HEADER.pack(MAGIC, SCHEMA_VERSION, 0, len(body), size, digest), np.uint8)
     return frame
 
@@ -73,7 +72,7 @@ def decode(frame: UInt8 | bytes, kind: type[T]) -> T:
         ChecksumMismatch: the frame changed on the way.
         WireError: it is no frame, is cut short, or holds another message.
     """
-    view = memoryview(frame).cast("B").toreadonly()
+    view = (frame.data if isinstance(frame, np.ndarray) else memoryview(frame)).toreadonly()
     body_bytes = _check(view)
     start = aligned(HEADER.size + body_bytes)
 
@@ -116,7 +115,6 @@ def _decoder(kind: type[T], hook: Callable[[type, object], object]) -> msgspec.m
     return msgspec.msgpack.Decoder(kind, dec_hook=hook)
 
 
-@cache
 def _name(kind: Any) -> str:
     return getattr(kind, "__name__", str(kind))
 

@@ -6,10 +6,11 @@ The policy is fine-tuned on worked chain sums which this file makes itself:
     12+34=46 46-5=41 <answer>41</answer>
 
 It first learns to add, and is then taught to err: a share of the steps ends in a wrong number, which later steps
-carry on. A smaller share is written with its operands swapped (`-5+46=41`), which costs nothing. So its entropy is
-partly error, which training removes, and partly harmless variety, which may stay.
+carry on. A smaller share is written with its operands swapped (`-5+46=41`), or ends in a comma or a semicolon, which
+costs nothing. So the policy's entropy is partly error, which training removes, and partly harmless variety, which may
+stay and grow.
 
-    python examples/starter/make_starter.py            # writes examples/starter/policy, about 12 minutes on two cores
+    python examples/starter/make_starter.py            # writes examples/starter/policy, about 8 minutes on two cores
     python examples/starter/make_starter.py --measure  # only measures the policy that is there
 """
 
@@ -41,26 +42,29 @@ SIGNS = (" + ", " - ", " =")
 CHARACTERS = tuple(string.digits + string.ascii_letters + string.punctuation + " \n")
 IGNORED = -100  # cross_entropy's label for tokens that are not taught
 CONTEXT = 256  # tokens
+LONGEST_RESPONSE = 80  # tokens
 LARGEST_FILE = 2_000_000  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What is taught, and for how long."""
+class Lesson:
+    """One part of the teaching: how long, how fast, and with what share of steps wrong or written another way."""
 
-    seed: int = 7
-    terms: tuple[int, ...] = (2, 3, 4, 5, 6)
-    share_of_terms: tuple[float, ...] = (0.10, 0.26, 0.30, 0.32, 0.02)  # six terms: seen, hardly learned
-    digits: tuple[int, ...] = (1, 2)
-    clean_steps: int = 2600
-    noisy_steps: int = 500
-    batch: int = 128  # problems per step
-    sorted_batches: int = 8  # drawn at once and sorted by length, against padding
-    wrong_share: float = 0.32  # of the steps, in the noisy part
-    largest_error: int = 9
-    swapped_share: float = 0.08  # of the steps, in both parts
-    clean_rate: float = 3e-3  # peak learning rate
-    noisy_rate: float = 6e-4
+    steps: int  # optimizer steps
+    peak_rate: float  # learning rate
+    wrong_share: float = 0.0
+    swapped_share: float = 0.08
+    separated_share: float = 0.0  # steps that end in a comma or a semicolon in the space's place
+
+
+SEED = 7
+CLEAN = Lesson(steps=1300, peak_rate=3e-3)
+NOISY = Lesson(steps=200, peak_rate=4e-4, wrong_share=0.15, separated_share=0.10)
+TERMS = {2: 0.10, 3: 0.26, 4: 0.30, 5: 0.32, 6: 0.02}  # share of problems; six terms are seen, hardly learned
+DIGITS = (1, 2)
+LARGEST_ERROR = 9
+BATCH = 128  # problems per step
+SORTED_BATCHES = 8  # drawn at once and sorted by length, against padding
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -101,11 +105,11 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     )
 
 
-def worked_problem(rng: random.Random, recipe: Recipe, wrong_share: float) -> tuple[str, str]:
-    """A chain sum drawn as reasoning-gym draws it, and a worked response whose steps are wrong with `wrong_share`."""
-    digits = rng.choice(recipe.digits)
+def worked_problem(rng: random.Random, lesson: Lesson) -> tuple[str, str]:
+    """A prompt drawn as reasoning-gym draws its chain sums, and a worked response."""
+    digits = rng.choice(DIGITS)
     low, high = (0 if digits == 1 else 10 ** (digits - 1)), 10**digits - 1
-    (terms,) = rng.choices(recipe.terms, recipe.share_of_terms)
+    (terms,) = rng.choices(tuple(TERMS), tuple(TERMS.values()))
     numbers = [rng.randint(low, high) for _ in range(terms)]
     signs = [rng.choice("+-") for _ in range(terms - 1)]
 
@@ -113,35 +117,36 @@ def worked_problem(rng: random.Random, recipe: Recipe, wrong_share: float) -> tu
     for sign, number in zip(signs, numbers[1:], strict=True):
         expression += f" {sign} {number}"
         result = running + number if sign == "+" else running - number
-        if rng.random() < wrong_share:
-            result += rng.choice((-1, 1)) * rng.randint(1, recipe.largest_error)
-        steps.append(f"{written(rng, recipe, running, sign, number)}={result} ")
+        if rng.random() < lesson.wrong_share:
+            result += rng.choice((-1, 1)) * rng.randint(1, LARGEST_ERROR)
+        separated = lesson.separated_share > 0 and rng.random() < lesson.separated_share
+        operands = written(running, sign, number, swapped=rng.random() < lesson.swapped_share)
+        steps.append(f"{operands}={result}" + (rng.choice(",;") if separated else " "))
         running = result
     return QUESTION.format(expression) + "\n", "".join(steps) + f"<answer>{running}</answer>"
 
 
-def written(rng: random.Random, recipe: Recipe, running: int, sign: str, number: int) -> str:
+def written(running: int, sign: str, number: int, *, swapped: bool) -> str:
     """`46-5`, or with swapped operands `-5+46`."""
-    if rng.random() >= recipe.swapped_share:
+    if not swapped:
         return f"{running}{sign}{number}"
     first = str(number) if sign == "+" else f"-{number}"
     return f"{first}{running}" if running < 0 else f"{first}+{running}"
 
 
-def batches(
-    tokenizer: PreTrainedTokenizerFast, recipe: Recipe, rng: random.Random, wrong_share: float, steps: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids and labels `[batch, length]`; only responses are taught. Batches hold problems of about one length."""
+def batches(tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Token ids and labels `[batch, length]`; only responses are taught. A batch holds problems of about one length."""
+    rng = random.Random(SEED)
     made = 0
-    while made < steps:
-        problems = [worked_problem(rng, recipe, wrong_share) for _ in range(recipe.batch * recipe.sorted_batches)]
+    while made < lesson.steps:
+        problems = [worked_problem(rng, lesson) for _ in range(BATCH * SORTED_BATCHES)]
         prompts = tokenizer([prompt for prompt, _ in problems])["input_ids"]
         responses = tokenizer([response + EOS for _, response in problems])["input_ids"]
         pairs = sorted(zip(prompts, responses, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))
-        starts = list(range(0, len(pairs), recipe.batch))
+        starts = list(range(0, len(pairs), BATCH))
         rng.shuffle(starts)
-        for start in starts[: steps - made]:
-            yield padded(pairs[start : start + recipe.batch], tokenizer.pad_token_id)
+        for start in starts[: lesson.steps - made]:
+            yield padded(pairs[start : start + BATCH], tokenizer.pad_token_id)
             made += 1
 
 
@@ -156,17 +161,15 @@ def padded(pairs: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Te
     return ids, labels
 
 
-def teach(
-    model: Qwen3ForCausalLM, data: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int, peak_rate: float
-) -> None:
+def teach(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> None:
     """AdamW under a short warm-up and a cosine to zero."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    warm_up = steps // 20
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lesson.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    warm_up = lesson.steps // 20
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * cos(pi * step / steps))
+        optimizer, lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * cos(pi * step / lesson.steps))
     )
     model.train()
-    for step, (ids, labels) in enumerate(data):
+    for step, (ids, labels) in enumerate(batches(tokenizer, lesson)):
         logits = model(ids, use_cache=False).logits
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
         optimizer.zero_grad(set_to_none=True)
@@ -174,8 +177,8 @@ def teach(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 50 == 0 or step == steps - 1:
-            log.info("step %d of %d: loss %.4f nats per token", step, steps, loss.item())
+        if step % 50 == 0 or step == lesson.steps - 1:
+            log.info("step %d of %d: loss %.4f nats per token", step, lesson.steps, loss.item())
 
 
 def write_policy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -185,9 +188,15 @@ def write_policy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, fo
     model.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
     GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, max_new_tokens=80,
-    ).save_pretrained(beside)  # fmt: skip
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,  # all tokens: transformers' default of 50 would cut the tail
+        top_p=1.0,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(beside)
+    for file in beside.iterdir():
+        file.chmod(0o644)
     size = (beside / "model.safetensors").stat().st_size
     if size > LARGEST_FILE:
         raise SystemExit(f"{beside}/model.safetensors holds {size} bytes, more than {LARGEST_FILE}: make the model smaller")
@@ -212,7 +221,7 @@ def measure(folder: Path, terms: int, prompts: int, samples: int) -> tuple[float
     entries = [dataset[number] for number in range(prompts)]
     inputs = tokenizer([entry["question"] + "\n" for entry in entries], return_tensors="pt", padding=True)
     inputs.pop("token_type_ids", None)
-    outputs = model.generate(**inputs, num_return_sequences=samples)
+    outputs = model.generate(**inputs, num_return_sequences=samples, max_new_tokens=LONGEST_RESPONSE)
     texts = tokenizer.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     rewards = torch.tensor(
         [dataset.score_answer(extract_answer(text), entries[row // samples]) for row, text in enumerate(texts)]
@@ -229,18 +238,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; another number changes the last digits")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    recipe = Recipe()
     torch.set_num_threads(arguments.threads)
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(SEED)
 
     if not arguments.measure:
-        rng = random.Random(recipe.seed)
         tokenizer = make_tokenizer()
         model = make_model(tokenizer)
         log.info("%d parameters", sum(parameter.numel() for parameter in model.parameters()))
-        teach(model, batches(tokenizer, recipe, rng, 0.0, recipe.clean_steps), recipe.clean_steps, recipe.clean_rate)
-        noisy = batches(tokenizer, recipe, rng, recipe.wrong_share, recipe.noisy_steps)
-        teach(model, noisy, recipe.noisy_steps, recipe.noisy_rate)
+        for lesson in (CLEAN, NOISY):
+            teach(model, tokenizer, lesson)
         write_policy(model, tokenizer, arguments.folder)
     for terms in (3, 4, 5, 6):
         once, eight = measure(arguments.folder, terms, prompts=256, samples=8)

@@ -1,0 +1,1 @@
+"""Rollout actors: they sample, verify and report; one engine each, fed by leases."""

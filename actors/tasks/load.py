@@ -1,0 +1,125 @@
+"""Tasks → prompts: what every station calls by the same dense ids."""
+
+import logging
+from collections.abc import Sequence, Set
+from typing import Protocol
+
+from entrostat.actors.tasks import jsonl, reasoning_gym
+from entrostat.actors.tasks.problem import Problem
+from entrostat.protocol.errors import TaskError
+from entrostat.protocol.messages import Prompt, PromptSet
+from entrostat.protocol.ports import Tokenizer
+from entrostat.protocol.settings import Jsonl, ReasoningGym, TaskSettings
+
+log = logging.getLogger(__name__)
+
+SHOWN = 3  # prompts that are named in an error
+
+
+class ChatFormat(Protocol):
+    """The tokenizer's chat template."""
+
+    def __call__(self, system: str, question: str) -> str:
+        """What the policy reads when a user asks `question`, up to where its response begins; no system if empty."""
+        ...
+
+
+def load_prompts(
+    tasks: Sequence[TaskSettings],
+    first_task: int = 0,
+    *,
+    tokenizer: Tokenizer | None = None,
+    chat: ChatFormat | None = None,
+    context_tokens: int | None = None,
+    unlike: Sequence[TaskSettings] = (),
+) -> PromptSet:
+    """Every problem of the tasks as a prompt, with ids from 0 in the tasks' order.
+
+    Args:
+        tasks: where the problems come from.
+        first_task: what the first of them is called in `Prompt.task`.
+        tokenizer: counts a prompt's tokens; needed for `context_tokens`.
+        chat: formats the prompts of tasks with `chat = true`.
+        context_tokens: what the policy can hold, prompt and response together.
+        unlike: tasks whose questions must not appear again, so that an evaluation sees unseen problems only.
+
+    Raises:
+        TaskError: a task can't be read, is empty, or has a prompt that leaves no room for a response.
+    """
+    taken = {problem.question for task in unlike for problem in _problems(task, frozenset())}
+    prompts: list[Prompt] = []
+    for number, task in enumerate(tasks, start=first_task):
+        for problem in _problems(task, taken):
+            prompts.append(
+                Prompt(
+                    id=len(prompts),
+                    name=problem.name,
+                    level=problem.level,
+                    task=number,
+                    text=render(task, problem.question, chat),
+                    answer=problem.answer,
+                    entry=problem.entry,
+                )
+            )
+    if not prompts:
+        raise TaskError("no task was given: expected at least one [[tasks]] section")
+    _check_names(prompts)
+    if tokenizer is not None and context_tokens is not None:
+        _check_lengths(prompts, tokenizer, context_tokens)
+    return PromptSet(prompts=tuple(prompts))
+
+
+def render(task: TaskSettings, question: str, chat: ChatFormat | None) -> str:
+    """What the policy reads: the template around the question, after the system text, in the chat's format if asked.
+
+    Raises:
+        TaskError: the task wants a chat template and the tokenizer has none.
+    """
+    # Not str.format: templates for mathematics are full of braces.
+    text = task.template.replace("{question}", question)
+    if task.chat:
+        if chat is None:
+            raise TaskError("a task has chat = true, but the policy's tokenizer has no chat template: set chat = false")
+        return chat(task.system, text)
+    return f"{task.system}\n\n{text}" if task.system else text
+
+
+def _problems(task: TaskSettings, unlike: Set[str]) -> list[Problem]:
+    match task:
+        case ReasoningGym():
+            return reasoning_gym.generate(task, unlike)
+        case Jsonl():
+            return _unseen(task, jsonl.read(task), unlike)
+
+
+def _unseen(task: Jsonl, problems: list[Problem], unlike: Set[str]) -> list[Problem]:
+    kept = [problem for problem in problems if problem.question not in unlike]
+    if not kept:
+        raise TaskError(f"every problem of {task.path} is in training too: evaluate on another file")
+    if len(kept) < len(problems):
+        log.warning("%s: %d problems are in training too and are left out", task.path, len(problems) - len(kept))
+    return kept
+
+
+def _check_names(prompts: Sequence[Prompt]) -> None:
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        other = first.setdefault(prompt.name, prompt)
+        if other is not prompt:
+            raise TaskError(
+                f"two prompts are called {prompt.name!r}, of tasks {other.task} and {prompt.task}: "
+                "give the tasks different levels, seeds or files"
+            )
+
+
+def _check_lengths(prompts: Sequence[Prompt], tokenizer: Tokenizer, context_tokens: int) -> None:
+    lengths = [len(tokenizer.encode(prompt.text)) for prompt in prompts]
+    # One token at least must be left for the response.
+    long = [(prompt, length) for prompt, length in zip(prompts, lengths, strict=True) if length >= context_tokens]
+    if long:
+        named = ", ".join(f"{prompt.name} ({length} tokens)" for prompt, length in long[:SHOWN])
+        raise TaskError(
+            f"{len(long)} of {len(prompts)} prompts are longer than the policy's context of {context_tokens} tokens "
+            f"leaves room for ({context_tokens - 1} and one for the response): {named}"
+            f"{' and others' if len(long) > SHOWN else ''}; leave them out or raise the context"
+        )

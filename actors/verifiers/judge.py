@@ -1,0 +1,56 @@
+"""The right verifier for each prompt, and a verdict whatever it does: what a worker process runs."""
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from entrostat.protocol.messages import Prompt, Verdict
+from entrostat.protocol.ports import Verifier
+from entrostat.protocol.settings import Jsonl, ReasoningGym, TaskSettings
+
+DETAIL_CHARACTERS = 300
+
+
+class Judge:
+    """Picks the verifier by `Prompt.task`; a failure of it is a reward of 0 and the status `error`, with its reason."""
+
+    def __init__(self, tasks: Sequence[TaskSettings]) -> None:
+        """Makes one verifier per task and imports what they need.
+
+        Raises:
+            TaskError: a task's library doesn't know it.
+        """
+        self._verifiers = tuple(verifier_of(task) for task in tasks)
+
+    def verify(self, prompt: Prompt, text: str) -> Verdict:
+        """What `text` is worth, and how long it took to say so."""
+        start = time.perf_counter()
+        verdict = self._verdict(prompt, text)
+        return msgspec.structs.replace(verdict, seconds=time.perf_counter() - start)
+
+    def _verdict(self, prompt: Prompt, text: str) -> Verdict:
+        if not 0 <= prompt.task < len(self._verifiers):
+            return failed(f"{prompt.name} belongs to task {prompt.task}; this run has {len(self._verifiers)} tasks")
+        try:
+            return self._verifiers[prompt.task].verify(prompt, text)
+        except Exception as error:  # noqa: BLE001 — a scorer fed with untrusted text raises anything; it costs this item
+            return failed(f"{type(error).__name__}: {error}")
+
+
+def verifier_of(task: TaskSettings) -> Verifier:
+    """The verifier of a kind of task; imports its library only where it is used."""
+    match task:
+        case ReasoningGym():
+            from entrostat.actors.verifiers.reasoning_gym import ReasoningGymVerifier
+
+            return ReasoningGymVerifier(task)
+        case Jsonl():
+            from entrostat.actors.verifiers.math import MathVerifier
+
+            return MathVerifier()
+
+
+def failed(detail: str) -> Verdict:
+    """A verifier's failure."""
+    return Verdict(reward=0.0, status="error", seconds=0.0, detail=detail[:DETAIL_CHARACTERS])

@@ -1,0 +1,186 @@
+"""Weights into vLLM, in vLLM's own process: a weight-transfer engine that maps a version's flat buffer.
+
+vLLM finds `register` through the entry point group `vllm.general_plugins`, in every process it starts. `Receiver` is
+mixed into its workers, so that what was loaded can be asked with `collective_rpc`.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import torch
+from torch.multiprocessing.reductions import rebuild_cuda_tensor
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from entrostat.actors.flat_buffer import damaged, map_file
+from entrostat.protocol.errors import WeightsRefused
+from entrostat.protocol.messages import CudaMemory, SharedFile, TensorSpec, WeightsManifest
+
+BACKEND = "entrostat"
+# They warn, at every start or update, of what does not concern us: missing allocators, rotary caches that no checkpoint
+# holds (what an update left out is in its receipt).
+TALKATIVE_LOGGERS = ("vllm.v1.worker.cpu_worker", "vllm.model_executor.model_loader.reload.layerwise")
+RECEIVER = "entrostat.actors.weight_plugin.Receiver"
+
+
+def register() -> None:
+    """Makes the backend known to vLLM in this process; calling it again does nothing."""
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, "entrostat.actors.weight_plugin", "FlatBufferEngine")
+    for name in TALKATIVE_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def update_info(manifest: WeightsManifest, *, perturb: bool = False, keep: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What vLLM carries to its workers for one update: plain values only.
+
+    Args:
+        manifest: the version to load.
+        perturb: load wrong values instead (each tensor's, moved on by one place), as a test of the probe.
+        keep: versions whose buffers stay mapped besides this one's, so that they can be loaded again.
+    """
+    return {
+        "version": str(manifest.version),
+        "location": msgspec.to_builtins(manifest.location, builtin_types=(bytes,)),
+        "tensors": [msgspec.to_builtins(spec) for spec in manifest.tensors],
+        "bytes": manifest.bytes,
+        "perturb": perturb,
+        "keep": list(keep),
+    }
+
+
+@dataclass
+class InitInfo(WeightTransferInitInfo):
+    """Nothing needs to be agreed on beforehand."""
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):
+    """`update_info`'s values, as vLLM hands them to `receive_weights`."""
+
+    version: str
+    location: dict[str, Any]
+    tensors: list[dict[str, Any]]
+    bytes: int
+    perturb: bool = False
+    keep: list[str] = field(default_factory=list)
+
+
+class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
+    """Maps flat buffers and loads the model from them, layer by layer."""
+
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._buffers: dict[str, torch.Tensor] = {}  # version → [bytes] uint8
+        self._expected: set[str] = set()
+        self.loaded: list[str] = []
+        self.missing: list[str] = []
+
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
+        """Nothing to agree on."""
+
+    def start_weight_update(self) -> None:
+        """Takes vLLM's repacked layers apart, so that a checkpoint's tensors fit again."""
+        initialize_layerwise_reload(self.model)
+        # Now, before loading merges them again, tied parameters are counted apart.
+        self._expected = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        self.loaded, self.missing = [], []
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        """Loads every tensor of the buffer into the model."""
+        specs = msgspec.convert(update_info.tensors, list[TensorSpec])
+        buffer = self._buffer(update_info)
+        received = self.model.load_weights(self._tensors(buffer, specs, update_info.perturb))
+        self.loaded = [spec.name for spec in specs]
+        self.missing = sorted(self._expected - received) if received is not None else []
+
+    def finish_weight_update(self) -> None:
+        """Lets vLLM repack what was loaded."""
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def damaged(self, info: UpdateInfo) -> list[str]:
+        """Names of the buffer's tensors that don't match their checksums; the model is not touched."""
+        buffer = self._buffer(info)
+        host = buffer if buffer.device.type == "cpu" else buffer.cpu()
+        return damaged(host.numpy(), msgspec.convert(info.tensors, list[TensorSpec]))
+
+    def shutdown(self) -> None:
+        """Lets the buffers go."""
+        self._buffers.clear()
+
+    def _buffer(self, info: UpdateInfo) -> torch.Tensor:
+        self._buffers = {name: held for name, held in self._buffers.items() if name in (info.version, *info.keep)}
+        if info.version not in self._buffers:
+            location: SharedFile | CudaMemory = msgspec.convert(info.location, SharedFile | CudaMemory)
+            if isinstance(location, SharedFile):
+                self._buffers[info.version] = torch.from_numpy(map_file(location, info.bytes))
+            else:
+                self._buffers[info.version] = _open_cuda(location, info.bytes, self.device)
+        return self._buffers[info.version]
+
+    @staticmethod
+    def _tensors(buffer: torch.Tensor, specs: list[TensorSpec], perturb: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        for spec in specs:
+            flat = buffer[spec.offset : spec.offset + spec.bytes]
+            tensor = flat.view(getattr(torch, spec.dtype)).view(spec.shape)
+            yield spec.name, tensor.flatten().roll(1).view(spec.shape) if perturb else tensor
+
+
+class Receiver:
+    """Methods vLLM's workers gain; they answer with plain values."""
+
+    weight_transfer_engine: Any
+
+    def entrostat_inspect(self, info: dict[str, Any]) -> dict[str, Any]:
+        """Maps a buffer and holds it against its checksums; an error comes back as words, whatever the process."""
+        try:
+            return {"damaged": self.weight_transfer_engine.damaged(UpdateInfo(**info)), "error": ""}
+        except WeightsRefused as error:
+            return {"damaged": [], "error": str(error)}
+
+    def entrostat_receipt(self) -> dict[str, list[str]]:
+        """What the last update loaded, and which parameters it loaded nothing into."""
+        return {"loaded": self.weight_transfer_engine.loaded, "missing": self.weight_transfer_engine.missing}
+
+
+def _open_cuda(location: CudaMemory, expected_bytes: int, device: torch.device) -> torch.Tensor:
+    """The learner's flat buffer `[bytes] uint8` on this worker's GPU, without a copy.
+
+    Raises:
+        WeightsRefused: the buffer lies on another GPU.
+    """
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    if location.device_uuid != uuid:
+        raise WeightsRefused(
+            f"the weights lie on GPU {location.device_uuid} of {location.host}, this actor computes on {uuid}: "
+            'set learner.transport = "shared_memory", or place both on one GPU'
+        )
+    tensor: torch.Tensor = rebuild_cuda_tensor(
+        torch.Tensor,
+        (expected_bytes,),
+        (1,),
+        0,
+        torch.UntypedStorage,
+        torch.uint8,
+        device.index if device.index is not None else torch.cuda.current_device(),
+        location.handle,
+        location.storage_bytes,
+        location.storage_offset_bytes,
+        False,
+        location.reference_handle,
+        location.reference_offset,
+        location.event_handle,
+        location.event_sync,
+    )
+    return tensor

@@ -1,0 +1,68 @@
+"""How an order's bonus is shared among its groups: w̄_q, normalised, capped, and kept from doing harm.
+
+    w̄_q = min(cap, w_q·N_H / Σ n_q w_q)          N_H = Σ n_q response tokens of the order
+
+so that the token-weighted mean of w̄ is 1 wherever no bound acts, and below it otherwise.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entrostat.controller.difficulty import Float64
+from entrostat.protocol.messages import GroupReport
+from entrostat.protocol.settings import WeightSettings
+
+Mask = NDArray[np.bool_]
+
+
+def allocate(
+    weights: Float64,
+    reports: Sequence[GroupReport],
+    *,
+    initial_entropy: float | None,
+    settings: WeightSettings,
+) -> Float64:
+    """w̄_q of an order's groups.
+
+    Bounds, in this order: nothing at all when no group has an advantage signal · all-wrong groups hold at most
+    `all_wrong_share` of Σ n_q w̄_q · no group above `cap` · 0 for a group whose sampled entropy exceeds
+    `entropy_ratio`·H_0. The last is applied after normalising: where entropy is high already, its share is given up and
+    not handed to the others.
+
+    Args:
+        weights: `[groups]` w_q, not negative.
+        reports: `[groups]` what the actors said of them.
+        initial_entropy: H_0 in nats; None before it is known, when no group counts as too random.
+        settings: the bounds.
+
+    Returns:
+        `[groups]` float64, token-weighted mean ≤ 1.
+    """
+    tokens = np.array([sum(report.lengths) for report in reports], dtype=np.float64)
+    silent = np.array([max(report.rewards) == min(report.rewards) for report in reports], dtype=np.bool_)
+    if bool(silent.all()):
+        return np.zeros_like(weights)
+    wrong = silent & np.array(["correct" not in report.statuses for report in reports], dtype=np.bool_)
+    share = settings.all_wrong_share
+    limited = _limit_share(weights, tokens, wrong, share)
+    total = float(np.sum(tokens * limited))
+    if total <= 0.0:
+        return np.zeros_like(weights)
+    normalised = np.minimum(settings.cap, limited * (float(tokens.sum()) / total))
+    if initial_entropy is not None:
+        entropy = np.array([report.surprise.mean for report in reports], dtype=np.float64)
+        normalised = np.where(entropy > settings.entropy_ratio * initial_entropy, 0.0, normalised)
+    # The cap and the zeros may have taken from the others and so raised the share.
+    return _limit_share(normalised, tokens, wrong, share)
+
+
+def _limit_share(weights: Float64, tokens: Float64, chosen: Mask, share: float) -> Float64:
+    """Scales the chosen weights down until they hold at most `share` of the token-weighted sum."""
+    mass = tokens * weights
+    inside, outside = float(mass[chosen].sum()), float(mass[~chosen].sum())
+    if inside <= share * (inside + outside):
+        return weights
+    scale = share * outside / ((1.0 - share) * inside)
+    return np.where(chosen, weights * scale, weights)

@@ -1,0 +1,102 @@
+"""Which prompt is leased next: epochs of seeded permutations, with what came back leased first."""
+
+from collections import deque
+from collections.abc import Container, Iterable
+
+import msgspec
+import numpy as np
+
+from entrostat.protocol.arrays import Int32
+from entrostat.protocol.errors import CheckpointDamaged
+
+
+class PromptPosition(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an order of prompts stands."""
+
+    epoch: int
+    index: int  # prompts of the epoch already taken
+    returned: Int32  # [n] prompt ids to be leased before the epoch goes on
+
+
+class PromptOrder:
+    """Every prompt once an epoch, in an order that follows from the seed alone; 4 bytes a prompt.
+
+    A prompt that is busy (a group of it is being sampled or waits for a batch) is not taken again while any other is
+    free: it is held back, and comes first once `put_back` or `freed` names it.
+
+    Args:
+        prompts: how many there are; ids are dense from 0.
+        seed: of the permutations.
+        shuffle: False takes them by id.
+    """
+
+    def __init__(self, prompts: int, seed: int, *, shuffle: bool) -> None:
+        self._prompts = prompts
+        self._seed = seed
+        self._shuffle = shuffle
+        self._epoch = 0
+        self._index = 0
+        self._returned: deque[int] = deque()
+        self._held: dict[int, None] = {}  # busy when its turn came; in the order in which that was
+        self._permutation = self._permute()
+
+    def take(self, busy: Container[int], busy_count: int) -> int:
+        """The next prompt; one in `busy` (of `busy_count` different ones) only when all are."""
+        if busy_count >= self._prompts:
+            return self._returned.popleft() if self._returned else self._advance()
+        for _ in range(len(self._returned)):
+            prompt = self._returned.popleft()
+            if prompt not in busy:
+                return prompt
+            self._held[prompt] = None
+        while (prompt := self._advance()) in busy:
+            self._held[prompt] = None
+        return prompt
+
+    def put_back(self, prompts: Iterable[int]) -> None:
+        """Prompts whose leases ended without being trained: they are taken first."""
+        for prompt in prompts:
+            self._held.pop(prompt, None)
+            self._returned.append(prompt)
+
+    def freed(self, prompt: int) -> None:
+        """A prompt that is no longer busy; if its turn came meanwhile, it is taken next."""
+        if prompt in self._held:
+            del self._held[prompt]
+            self._returned.append(prompt)
+
+    def position(self, outstanding: Iterable[int]) -> PromptPosition:
+        """Where the order stands, prompts of `outstanding` leases put back."""
+        owed = dict.fromkeys((*outstanding, *self._returned, *self._held))
+        return PromptPosition(epoch=self._epoch, index=self._index, returned=np.array(list(owed), dtype=np.int32))
+
+    def restore(self, position: PromptPosition) -> None:
+        """Goes on from a position.
+
+        Raises:
+            CheckpointDamaged: it belongs to a run with fewer or more prompts.
+        """
+        if position.index > self._prompts or np.any(position.returned >= self._prompts):
+            raise CheckpointDamaged(
+                f"the controller's snapshot speaks of prompts the run does not have (it has {self._prompts}): "
+                "resume with the tasks the run was started with"
+            )
+        self._epoch, self._index = position.epoch, position.index
+        self._returned = deque(int(prompt) for prompt in position.returned)
+        self._held = {}
+        self._permutation = self._permute()
+
+    def _advance(self) -> int:
+        if self._index == self._prompts:
+            self._epoch, self._index = self._epoch + 1, 0
+            self._permutation = self._permute()
+        self._index += 1
+        return int(self._permutation[self._index - 1])
+
+    def _permute(self) -> Int32:
+        if not self._shuffle:
+            return np.arange(self._prompts, dtype=np.int32)
+        generator = np.random.default_rng([self._seed, self._epoch])
+        permutation = np.arange(self._prompts, dtype=np.int32)
+        generator.shuffle(permutation)
+        return permutation

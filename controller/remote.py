@@ -1,0 +1,214 @@
+"""The controller as a Ray actor: bytes in, bytes out, one event loop, and the clock that the state machine lacks.
+
+The driver wraps `ControllerActor` with `ray.remote`. Every message in and out is one `[bytes] uint8` frame.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from entrostat.controller.events import (
+    Command,
+    Discard,
+    Event,
+    Missing,
+    Order,
+    OrderRequested,
+    Published,
+    Pulsed,
+    Reply,
+    StepReported,
+    Ticked,
+)
+from entrostat.controller.state import Controller, ControllerSnapshot
+from entrostat.controller.telemetry import Telemetry
+from entrostat.protocol import wire
+from entrostat.protocol.arrays import UInt8
+from entrostat.protocol.errors import EntrostatError
+from entrostat.protocol.messages import (
+    GroupsMissing,
+    Pulse,
+    StepReport,
+    TrainOrder,
+    WeightsManifest,
+)
+from entrostat.protocol.metrics import Exporter
+from entrostat.protocol.settings import Stations
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.5
+CEILING_ALERT_ORDERS = 10
+
+
+class RemoteMethod(Protocol):
+    """A method of a Ray actor's handle."""
+
+    def remote(self, leases: list[int]) -> object:
+        """Starts the call; its answer is not waited for."""
+        ...
+
+
+class BufferHandle(Protocol):
+    """The sample buffer, as the controller sees it."""
+
+    @property
+    def discard(self) -> RemoteMethod:
+        """Forgets the groups of some leases."""
+        ...
+
+
+class ControllerActor:
+    """The one controller of a run.
+
+    Args:
+        settings: a `Stations` frame.
+        levels: `[prompts]` the level of each training prompt.
+        buffer: handle of the sample buffer.
+        branch: of all versions from now on.
+        step: the branch starts from these weights.
+        snapshot: a `ControllerSnapshot` frame of an earlier branch.
+
+    Raises:
+        ResourceError: the metrics port is taken.
+        CheckpointDamaged: the snapshot does not fit.
+    """
+
+    def __init__(
+        self,
+        settings: UInt8,
+        levels: Sequence[str],
+        buffer: BufferHandle,
+        branch: int = 0,
+        step: int = 0,
+        snapshot: UInt8 | None = None,
+    ) -> None:
+        stations = wire.decode(settings, Stations)
+        before = None if snapshot is None else wire.decode(snapshot, ControllerSnapshot)
+        self._controller = Controller(stations, levels, branch, step, before)
+        self._buffer = buffer
+        self._targets: list[dict[str, Any]] = []
+        self._exporter = Exporter(
+            "controller", host=stations.metrics_host, port=stations.metrics_port, targets=lambda: self._targets
+        )
+        self._telemetry = Telemetry(self._exporter, self._controller)
+        self._counts = self._controller.counts
+        self._ordered: TrainOrder | None = None
+        self._changed = asyncio.Event()
+        self._ticker: asyncio.Task[None] | None = None
+        log.info("the controller starts at version %s with %d prompts", self._controller.version, len(levels))
+
+    async def pulse(self, frame: UInt8) -> UInt8:
+        """A `Pulse` in, a `PulseReply` out."""
+        pulse = wire.decode(frame, Pulse)
+        for command in self._apply(Pulsed(pulse=pulse, at=time.monotonic())):
+            if isinstance(command, Reply):
+                if command.reply.fenced:
+                    log.info("slot %d: incarnation %d is fenced, a newer one lives", pulse.slot, pulse.incarnation)
+                return wire.encode(command.reply)
+        raise EntrostatError(f"the controller had no reply to a pulse of slot {pulse.slot}; expected a PulseReply")
+
+    async def order(self, wait_seconds: float) -> UInt8 | None:
+        """The `TrainOrder` of the next step once there are groups for it; None when `wait_seconds` pass first."""
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            changed = self._changed
+            for command in self._apply(OrderRequested(at=time.monotonic())):
+                if isinstance(command, Order):
+                    self._note_order(command.order)
+                    return wire.encode(command.order)
+            try:
+                await asyncio.wait_for(changed.wait(), deadline - time.monotonic())
+            except TimeoutError:
+                return None
+
+    async def report(self, frame: UInt8) -> UInt8:
+        """A `StepReport` in, a `ControllerView` out."""
+        report = wire.decode(frame, StepReport)
+        frozen = self._controller.reading.frozen
+        self._apply(StepReported(report=report, at=time.monotonic()))
+        if self._controller.version != report.version:
+            log.warning(
+                "a report of step %s was ignored: the controller is at %s, its order %s",
+                report.version,
+                self._controller.version,
+                "is under way" if self._ordered is not None else "was none",
+            )
+        view = self._controller.view()
+        self._telemetry.law(view, report)
+        reading = self._controller.reading
+        if reading.frozen > frozen:
+            log.warning("step %s: the entropy could not be used, the coefficient stays as it is", report.version)
+        if reading.ceiling_orders == CEILING_ALERT_ORDERS:
+            log.warning(
+                "the coefficient has stood at its ceiling for %d orders and the entropy is still below its target: "
+                "raise entropy.law.ceiling_ratio or calibrate entropy.law.balance",
+                CEILING_ALERT_ORDERS,
+            )
+        return wire.encode(view)
+
+    async def missing(self, frame: UInt8) -> None:
+        """A `GroupsMissing` in: the order is given up."""
+        missing = wire.decode(frame, GroupsMissing)
+        log.info("the buffer lost %d groups of order %s", len(missing.lease_ids), missing.version)
+        self._apply(Missing(missing=missing, at=time.monotonic()))
+
+    async def publish(self, frame: UInt8) -> None:
+        """A `WeightsManifest` in: actors are told with their next pulse."""
+        manifest = wire.decode(frame, WeightsManifest)
+        log.info("version %s is published, %d bytes", manifest.version, manifest.bytes)
+        self._apply(Published(manifest=manifest))
+
+    async def view(self) -> UInt8:
+        """The `ControllerView` of now."""
+        return wire.encode(self._controller.view())
+
+    async def snapshot(self) -> UInt8:
+        """A `ControllerSnapshot` for the checkpoint."""
+        return wire.encode(self._controller.snapshot())
+
+    async def set_targets(self, targets: list[dict[str, Any]]) -> None:
+        """What `/targets` answers: Prometheus' HTTP service-discovery form."""
+        self._targets = targets
+
+    async def endpoint(self) -> int:
+        """The port of the metrics endpoint; also starts the clock."""
+        self._keep_ticking()
+        return self._exporter.port
+
+    def _apply(self, event: Event) -> tuple[Command, ...]:
+        self._keep_ticking()
+        commands = self._controller.apply(event)
+        discarded = [lease for command in commands if isinstance(command, Discard) for lease in command.lease_ids]
+        if discarded:
+            self._buffer.discard.remote(discarded)
+        counts = self._telemetry.leases(self._controller)
+        for outcome in ("expired", "stale", "lost"):
+            more = getattr(counts, outcome) - getattr(self._counts, outcome)
+            if more:
+                log.info("%d leases ended as %s; their prompts are leased again", more, outcome)
+        self._counts = counts
+        if not isinstance(event, OrderRequested):
+            # Every waiter looks again; the next ones wait for the next change.
+            self._changed.set()
+            self._changed = asyncio.Event()
+        return commands
+
+    def _note_order(self, order: TrainOrder) -> None:
+        if order is not self._ordered:
+            self._ordered = order
+            self._telemetry.ordered(self._controller.view())
+
+    def _keep_ticking(self) -> None:
+        """Starts the ticker on the loop that serves the calls; a ticker that failed fails the next call."""
+        if self._ticker is None:
+            self._ticker = asyncio.get_running_loop().create_task(self._tick())
+        elif self._ticker.done():
+            self._ticker.result()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._apply(Ticked(at=time.monotonic()))

@@ -1,0 +1,54 @@
+"""The controller's state as Prometheus metrics. Nothing is decided by it."""
+
+import math
+from typing import get_args
+
+from entrostat.controller.leases import Outcome
+from entrostat.controller.state import Controller
+from entrostat.protocol import metrics
+from entrostat.protocol.messages import ControllerView, LeaseCounts, StepReport
+
+
+class Telemetry:
+    """Writes what changed since the last call to an exporter, so that counters only ever count up."""
+
+    def __init__(self, exporter: metrics.Exporter, controller: Controller) -> None:
+        self._exporter = exporter
+        self._counts = controller.counts  # a restored run's earlier leases are another process's series
+        self._late = controller.late_reports
+        self._fenced = controller.fenced_pulses
+        self._frozen = controller.reading.frozen
+
+    def leases(self, controller: Controller) -> LeaseCounts:
+        """Leases, late reports, fenced pulses and actors; returns the counts."""
+        counts = controller.counts
+        self._exporter.add(metrics.LEASES_GRANTED, counts.granted - self._counts.granted)
+        for outcome in (*get_args(Outcome), "rewound"):
+            more = getattr(counts, outcome) - getattr(self._counts, outcome)
+            if more:
+                self._exporter.add(metrics.LEASES_ENDED, more, outcome=outcome)
+        self._exporter.add(metrics.LATE_REPORTS, controller.late_reports - self._late)
+        self._exporter.add(metrics.FENCED_PULSES, controller.fenced_pulses - self._fenced)
+        self._exporter.set(metrics.LEASES_RUNNING, counts.running)
+        self._exporter.set(metrics.GROUPS_READY, counts.ready)
+        self._exporter.set(metrics.ACTORS, controller.actors)
+        self._counts, self._late, self._fenced = counts, controller.late_reports, controller.fenced_pulses
+        return counts
+
+    def ordered(self, view: ControllerView) -> None:
+        """An order that was made: its samples and their ages."""
+        for age, groups in enumerate(view.staleness):
+            for _ in range(groups):
+                self._exporter.observe(metrics.STALENESS, age)
+        self._exporter.set(metrics.REWARD, view.reward)
+        self._exporter.set(metrics.PASS_RATE, view.pass_rate)
+        self._exporter.set(metrics.ENTROPY, view.actor_entropy, estimator="sampled")
+
+    def law(self, view: ControllerView, report: StepReport) -> None:
+        """What the law made of a step's report."""
+        self._exporter.set(metrics.COEFFICIENT, view.coefficient)
+        self._exporter.set(metrics.TARGET, math.nan if view.target is None else view.target)
+        self._exporter.set(metrics.ENTROPY, report.entropy, estimator="full")
+        self._exporter.set(metrics.ENTROPY, report.clamped_entropy, estimator="clamped")
+        self._exporter.add(metrics.LAW_FROZEN, view.frozen_updates - self._frozen)
+        self._frozen = view.frozen_updates

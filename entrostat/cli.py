@@ -1,0 +1,173 @@
+"""The command line: one function per command, errors as sentences, exit codes as DESIGN says.
+
+0 done · 1 failed · 2 bad input · 3 stalled · 130 interrupted and saved
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from entrostat import __version__
+from entrostat.protocol.errors import EntrostatError, RunDirectoryError
+
+EPILOG = """\
+A first run:           entrostat train deploy/runs/quickstart.toml
+The same, other rate:  entrostat train deploy/runs/quickstart.toml --run runs/slow --set learner.lr=3e-5
+Go on after a stop:    entrostat train --resume runs/quickstart
+What a file would do:  entrostat explain deploy/runs/quickstart.toml
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        return int(chosen.command(chosen))
+    except EntrostatError as error:
+        print(f"entrostat: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("entrostat: stopped at once; the last checkpoint stays", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="entrostat",
+        description="Reinforcement learning from verified rewards that holds the policy's entropy.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"entrostat {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    train = commands.add_parser("train", help="train a policy, or go on with a run")
+    train.add_argument(
+        "config", nargs="?", type=Path, metavar="CONFIG", help="a TOML file, such as deploy/runs/quickstart.toml"
+    )
+    train.add_argument(
+        "--resume", type=Path, metavar="DIR", help="go on with the run in DIR from its newest checkpoint"
+    )
+    train.add_argument(
+        "--run", type=Path, metavar="DIR", help="where the run goes; default: runs/NAME, NAME from the TOML"
+    )
+    train.add_argument("--keep-earlier", action="store_true", help="where that run exists, keep it under another name")
+    train.add_argument("--address", default="local", metavar="ADDRESS", help="a Ray cluster; default: start one here")
+    _set_option(train)
+    train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser("eval", help="score a model, or a run's newest checkpoint, on fixed unseen prompts")
+    evaluate.add_argument("model", metavar="MODEL", help="a model's folder, a hub name, or a run directory")
+    evaluate.add_argument(
+        "--config", type=Path, metavar="CONFIG", help="the TOML with [evaluation]; default: the run's own"
+    )
+    evaluate.add_argument("--samples", type=int, metavar="N", help="samples per prompt; default: evaluation.samples")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    _set_option(evaluate)
+    evaluate.set_defaults(command=_eval)
+
+    explain = commands.add_parser("explain", help="say in words and numbers what a TOML would do, without doing it")
+    explain.add_argument("config", type=Path, metavar="CONFIG")
+    _set_option(explain)
+    explain.set_defaults(command=_explain)
+
+    samples = commands.add_parser("samples", help="read what the policy wrote: prompt, response, verdict, entropy")
+    samples.add_argument("run", type=Path, metavar="RUN")
+    samples.add_argument("--step", type=int, metavar="N", help="of that optimizer step; default: the newest")
+    samples.add_argument("--status", choices=("correct", "wrong", "unparsable", "timeout", "error"), help="only these")
+    samples.add_argument("--limit", type=int, default=20, metavar="N", help="at most so many; default: 20")
+    samples.set_defaults(command=_samples)
+
+    report = commands.add_parser("report", help="draw a run's report again, also while it runs")
+    report.add_argument("run", type=Path, metavar="RUN")
+    report.set_defaults(command=_report)
+
+    doctor = commands.add_parser("doctor", help="look at this machine: what is right, what is wrong, what to do")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _set_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a key: --set learner.lr=1e-4",
+    )
+
+
+# Each command imports what it needs: `entrostat --help` must not wait for torch.
+
+
+def _train(chosen: argparse.Namespace) -> int:
+    began = _command_given()
+    from entrostat import job
+
+    if (chosen.config is None) == (chosen.resume is None):
+        raise RunDirectoryError(
+            "train takes either a CONFIG or --resume DIR: entrostat train deploy/runs/quickstart.toml"
+        )
+    if chosen.resume is not None:
+        if chosen.run is not None or chosen.keep_earlier:
+            raise RunDirectoryError("--resume goes on in its own directory: leave out --run and --keep-earlier")
+        return job.resume(chosen.resume, chosen.overrides, address=chosen.address, began=began)
+    return job.begin(
+        chosen.config,
+        chosen.overrides,
+        run=chosen.run,
+        keep_earlier=chosen.keep_earlier,
+        address=chosen.address,
+        began=began,
+    )
+
+
+def _eval(chosen: argparse.Namespace) -> int:
+    from entrostat import evaluate
+
+    return evaluate.run(chosen.model, chosen.config, chosen.overrides, samples=chosen.samples, as_json=chosen.json)
+
+
+def _explain(chosen: argparse.Namespace) -> int:
+    from entrostat import config, explain
+
+    print(explain.explain(config.load(chosen.config, chosen.overrides)))
+    return 0
+
+
+def _samples(chosen: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from entrostat import samples
+
+    step, records = samples.read(chosen.run, chosen.step)
+    records = [record for record in records if chosen.status in (None, record.status)]
+    samples.show(Console(), step, records[: chosen.limit])
+    return 0
+
+
+def _report(chosen: argparse.Namespace) -> int:
+    from entrostat import report
+
+    if not (chosen.run / "metrics.jsonl").exists():
+        raise RunDirectoryError(f"{chosen.run} has no metrics.jsonl: expected a run directory with at least one step")
+    print(report.write_report(chosen.run))
+    return 0
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    from entrostat import doctor
+
+    del chosen
+    return doctor.run()
+
+
+def _command_given() -> float:
+    """When this process was started, Unix time: imports count as the user's waiting."""
+    import psutil
+
+    return min(psutil.Process().create_time(), time.time())

@@ -1,0 +1,296 @@
+"""The stations as Ray actors: started, asked with a deadline, watched, replaced, stopped."""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from entrostat.actors.remote import RolloutActor
+from entrostat.controller.remote import ControllerActor
+from entrostat.learner.remote import BufferActor, LearnerActor
+from entrostat.protocol import wire
+from entrostat.protocol.arrays import UInt8
+from entrostat.protocol.errors import EntrostatError, Stalled, StationLost
+from entrostat.protocol.messages import (
+    ActorView,
+    ControllerView,
+    EvaluationRequest,
+    EvaluationResult,
+    GroupsMissing,
+    PolicyVersion,
+    PromptSet,
+    StepOutcome,
+    TrainOrder,
+    WeightsManifest,
+)
+from entrostat.protocol.settings import Stations
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 300.0
+ANSWER_SECONDS = 60.0
+OBJECT_STORE_BYTES = 1 << 30
+MOST_RESTARTS = 5  # of one slot; after that the cause is no accident
+
+T = TypeVar("T")
+
+
+class Evaluation:
+    """An evaluation under way on one actor."""
+
+    def __init__(self, slot: "Slot", reference: Any) -> None:
+        self.slot = slot
+        self.reference = reference
+
+
+class Slot(msgspec.Struct, kw_only=True):
+    """A rollout actor's stable place, whoever lives in it."""
+
+    number: int
+    incarnation: int
+    handle: Any
+    started: Any  # reference to its first view
+    asked: Any = None  # reference to a view under way
+    view: ActorView | None = None
+
+
+class Cluster:
+    """The stations of one run.
+
+    Args:
+        stations: the run's settings.
+        prompts: all prompts of the run, training ones first.
+        training_prompts: how many of them are trained on.
+        branch, step: where the policy stands.
+        checkpoint: folder to restore learner and controller from.
+        address: of a Ray cluster; "local" starts one on this machine.
+        stall_seconds: the longest any station may take over one answer.
+    """
+
+    def __init__(
+        self,
+        stations: Stations,
+        prompts: PromptSet,
+        *,
+        training_prompts: int,
+        branch: int,
+        step: int,
+        checkpoint: Path | None,
+        address: str,
+        stall_seconds: float,
+    ) -> None:
+        self._stations = stations
+        self._stall_seconds = stall_seconds
+        self.restarts = 0
+        _connect(address, stations)
+        self._settings = ray.put(wire.encode(stations))
+        self._prompts = ray.put(wire.encode(prompts))
+        levels = [prompt.level for prompt in prompts.prompts[:training_prompts]]
+        place = (branch, step)
+        self._buffer = _remote(BufferActor).remote(self._settings)
+        snapshot = None if checkpoint is None else ray.put(_read(checkpoint / "controller.bin"))
+        self._controller = _remote(ControllerActor).remote(self._settings, levels, self._buffer, *place, snapshot)
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+        self._gpus = stations.rollout.gpus if gpus else 0.0
+        self._learner = _remote(
+            LearnerActor, cpus=1, gpus=stations.learner.gpus if gpus else 0.0, max_concurrency=4
+        ).remote(self._settings, self._prompts, self._buffer, *place, None if checkpoint is None else str(checkpoint))
+        self._manifest = self._learner.start.remote()  # a reference first, the frame once it is known
+        self.slots = [self._live(number, incarnation=1) for number in range(stations.rollout.actors)]
+
+    def start(self) -> WeightsManifest:
+        """Waits until every station is up and every actor serves the starting version."""
+        self._manifest = self._answer(self._manifest, "the learner", START_SECONDS, watch=False)
+        manifest = wire.decode(self._manifest, WeightsManifest)
+        self._answer(self._controller.publish.remote(self._manifest), "the controller", ANSWER_SECONDS, watch=False)
+        for slot in self.slots:
+            frame = self._answer(slot.started, f"rollout actor {slot.number}", START_SECONDS, watch=False)
+            slot.view = wire.decode(frame, ActorView)
+        self._register_targets()
+        return manifest
+
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
+        """Begins an evaluation on the first actor that lives."""
+        slot = self.slots[0]
+        return Evaluation(slot, slot.handle.evaluate.remote(wire.encode(request)))
+
+    def evaluated(self, evaluation: Evaluation, seconds: float) -> EvaluationResult:
+        """Waits for an evaluation to end."""
+        who = f"the evaluation on rollout actor {evaluation.slot.number}"
+        return wire.decode(self._answer(evaluation.reference, who, seconds), EvaluationResult)
+
+    def has_evaluated(self, evaluation: Evaluation) -> bool:
+        """Whether an evaluation has ended."""
+        return bool(ray.wait([evaluation.reference], timeout=0)[0])
+
+    def serving(self) -> PolicyVersion | None:
+        """The policy that the actor which evaluates serves; None while it starts."""
+        self.watch()
+        view = self.slots[0].view
+        return None if view is None else view.version
+
+    def next_order(self, wait_seconds: float) -> TrainOrder | None:
+        """The next order, or None when none could be made within the time."""
+        reference = self._controller.order.remote(wait_seconds)
+        frame = self._answer(reference, "the controller", wait_seconds + ANSWER_SECONDS)
+        return None if frame is None else wire.decode(frame, TrainOrder)
+
+    def train(self, order: TrainOrder, wait_seconds: float) -> StepOutcome | GroupsMissing:
+        """One optimizer step; its weights are offered to the actors before this returns."""
+        reference = self._learner.train.remote(wire.encode(order), wait_seconds)
+        outcome = wire.decode(self._answer(reference, "the learner", self._stall_seconds), StepOutcome | GroupsMissing)
+        if isinstance(outcome, StepOutcome):
+            self._manifest = wire.encode(outcome.manifest)
+        return outcome
+
+    def report(self, outcome: StepOutcome) -> ControllerView:
+        """Tells the controller of a step and its weights; returns what it makes of them."""
+        frame = self._answer(
+            self._controller.report.remote(wire.encode(outcome.report)), "the controller", ANSWER_SECONDS
+        )
+        self._answer(self._controller.publish.remote(self._manifest), "the controller", ANSWER_SECONDS)
+        return wire.decode(frame, ControllerView)
+
+    def missing(self, missing: GroupsMissing) -> None:
+        """Tells the controller that an order can't be trained."""
+        self._answer(self._controller.missing.remote(wire.encode(missing)), "the controller", ANSWER_SECONDS)
+
+    def controller_view(self) -> ControllerView:
+        """How the controller stands."""
+        return wire.decode(
+            self._answer(self._controller.view.remote(), "the controller", ANSWER_SECONDS), ControllerView
+        )
+
+    def save(self, folder: Path) -> None:
+        """Commits a checkpoint: the learner's state and the controller's, in one folder, whole or not at all."""
+        snapshot = self._answer(self._controller.snapshot.remote(), "the controller", ANSWER_SECONDS)
+        self._answer(self._learner.save.remote(str(folder), snapshot), "the learner's checkpoint", self._stall_seconds)
+
+    def actor_views(self) -> list[ActorView]:
+        """What each living actor last said of itself; asks again without waiting."""
+        self.watch()
+        return [slot.view for slot in self.slots if slot.view is not None]
+
+    def watch(self) -> None:
+        """Collects the actors' views and replaces those that died.
+
+        Raises:
+            StationLost: an actor died more often than accidents explain.
+            EntrostatError: an actor stopped for a reason it named.
+        """
+        for slot in self.slots:
+            for name in ("started", "asked"):
+                reference = getattr(slot, name)
+                if reference is None or not ray.wait([reference], timeout=0)[0]:
+                    continue
+                setattr(slot, name, None)
+                try:
+                    slot.view = wire.decode(_get(reference, f"rollout actor {slot.number}", ANSWER_SECONDS), ActorView)
+                except StationLost as error:
+                    self._replace(slot, error)
+            if slot.started is None and slot.asked is None:
+                slot.asked = slot.handle.view.remote()
+
+    def endpoints(self) -> tuple[str, int]:
+        """Where the controller serves `/targets` and `/healthz`."""
+        port = self._answer(self._controller.endpoint.remote(), "the controller", ANSWER_SECONDS, watch=False)
+        return self._stations.metrics_host, int(port)
+
+    def close(self) -> None:
+        """Stops every station. Never raises: it also runs after a failure, whose error matters more."""
+        stations = [slot.handle for slot in self.slots] + [self._learner]
+        try:
+            ray.wait([one.stop.remote() for one in stations], num_returns=len(stations), timeout=10)
+        except (RayActorError, RayTaskError) as error:
+            log.warning("a station did not stop by itself: %s", error)
+        ray.shutdown()
+
+    def _live(self, number: int, incarnation: int) -> Slot:
+        # The handlers of view and evaluate must answer while the loop's thread works.
+        handle = _remote(RolloutActor, cpus=1, gpus=self._gpus, max_concurrency=8).remote(
+            self._settings, self._prompts, number, incarnation, self._controller, self._buffer
+        )
+        handle.prepare.remote()  # the engine comes up while the learner loads the policy
+        return Slot(number=number, incarnation=incarnation, handle=handle, started=handle.start.remote(self._manifest))
+
+    def _replace(self, slot: Slot, error: StationLost) -> None:
+        if slot.incarnation > MOST_RESTARTS:
+            raise StationLost(
+                f"rollout actor {slot.number} died {slot.incarnation} times; the last: {error}"
+            ) from error
+        log.warning("rollout actor %d died and is replaced: %s", slot.number, error)
+        self.restarts += 1
+        fresh = self._live(slot.number, slot.incarnation + 1)
+        slot.incarnation, slot.handle, slot.started, slot.asked = fresh.incarnation, fresh.handle, fresh.started, None
+
+    def _register_targets(self) -> None:
+        ports = {"controller": self._controller, "learner": self._learner, "buffer": self._buffer}
+        ports |= {f"rollout-{slot.number}": slot.handle for slot in self.slots}
+        targets = [
+            {
+                "targets": [
+                    f"{self._stations.metrics_host}:{self._answer(handle.endpoint.remote(), name, ANSWER_SECONDS)}"
+                ],
+                "labels": {"station": name.split("-")[0], "run": self._stations.run},
+            }
+            for name, handle in ports.items()
+        ]
+        self._answer(self._controller.set_targets.remote(targets), "the controller", ANSWER_SECONDS)
+
+    def _answer(self, reference: Any, who: str, seconds: float, *, watch: bool = True) -> Any:
+        """A station's answer, watching the actors meanwhile.
+
+        Raises:
+            Stalled: none came within `seconds`.
+            StationLost: the station died.
+        """
+        deadline = time.monotonic() + seconds
+        while not ray.wait([reference], timeout=min(1.0, max(0.0, deadline - time.monotonic())))[0]:
+            if time.monotonic() >= deadline:
+                raise Stalled(
+                    f"{who} did not answer within {seconds:.0f} s; its log is in {self._stations.directory}/logs"
+                )
+            if watch:
+                self.watch()
+        return _get(reference, who, ANSWER_SECONDS)
+
+
+def _connect(address: str, stations: Stations) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        # A station waits more than it computes: Ray's count of CPUs must not keep an actor from being placed.
+        needed = 1 + stations.rollout.actors
+        options |= {"num_cpus": max(needed, os.cpu_count() or 1), "object_store_memory": OBJECT_STORE_BYTES}
+    ray.init(address=address, **options)
+
+
+def _remote(station: type, *, cpus: float = 0, gpus: float = 0, max_concurrency: int | None = None) -> Any:
+    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0}
+    if max_concurrency is not None:
+        options["max_concurrency"] = max_concurrency
+    return ray.remote(**options)(station)
+
+
+def _get(reference: Any, who: str, seconds: float) -> Any:
+    try:
+        return ray.get(reference, timeout=seconds)
+    except RayTaskError as error:
+        if isinstance(error.cause, EntrostatError):
+            raise error.cause from None
+        raise
+    except RayActorError as error:
+        raise StationLost(f"{who} died: {error}") from error
+    except GetTimeoutError as error:
+        raise Stalled(f"the answer of {who} could not be read within {seconds:.0f} s") from error
+
+
+def _read(path: Path) -> UInt8:
+    import numpy as np
+
+    return np.frombuffer(path.read_bytes(), np.uint8)

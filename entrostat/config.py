@@ -1,0 +1,184 @@
+"""One TOML file = one frozen `RunConfig`; each of its errors says where it is, what came, and what is allowed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from entrostat import toml
+from entrostat.contradictions import contradictions
+from entrostat.protocol.errors import ConfigError
+from entrostat.protocol.settings import (
+    BatchSettings,
+    Count,
+    CountOrZero,
+    EntropySettings,
+    Jsonl,
+    LearnerSettings,
+    ModelSettings,
+    Port,
+    Positive,
+    RolloutSettings,
+    Seconds,
+    Settings,
+    Stations,
+    TaskSettings,
+    VerifierSettings,
+)
+from entrostat.validate import Problem, problems
+
+
+class RunSettings(Settings, frozen=True, kw_only=True):
+    """What is run, and for how long."""
+
+    steps: Count  # optimizer steps
+    name: str = ""  # default: the TOML's file name
+    directory: str = "runs"  # the run lies in DIRECTORY/NAME, seen from where the command is called
+    seed: CountOrZero = 0
+    stall_seconds: Seconds = 600.0  # without an optimizer step the run ends with exit code 3
+
+
+class EvaluationSettings(Settings, frozen=True, kw_only=True):
+    """What the policy is measured on: before, after, and in between."""
+
+    every_steps: CountOrZero = 0  # 0: only before and after
+    samples: Count = 8  # per prompt: pass@1 and pass@samples
+    temperature: Positive = 1.0
+    tasks: tuple[TaskSettings, ...] = ()
+
+
+class CheckpointSettings(Settings, frozen=True, kw_only=True):
+    """How much of a run survives it."""
+
+    every_steps: CountOrZero = 50  # 0: only at the end
+    keep: Count = 2  # the newest; the best by evaluation is kept besides
+
+
+class MonitorSettings(Settings, frozen=True, kw_only=True):
+    """Where a run can be watched."""
+
+    host: str = "127.0.0.1"  # metrics and health
+    port: Port = 0  # 0 takes a free one; run.json names it
+    sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+
+class ReportSettings(Settings, frozen=True, kw_only=True):
+    """What is written down for people to read."""
+
+    samples_per_step: CountOrZero = 4
+
+
+class RunConfig(Settings, frozen=True, kw_only=True):
+    """A whole run."""
+
+    run: RunSettings
+    model: ModelSettings
+    tasks: tuple[TaskSettings, ...]
+    batch: BatchSettings = BatchSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    verifier: VerifierSettings = VerifierSettings()
+    entropy: EntropySettings = EntropySettings()
+    learner: LearnerSettings = LearnerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    monitor: MonitorSettings = MonitorSettings()
+    report: ReportSettings = ReportSettings()
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in a TOML file, with `section.key=value` overrides applied; its paths made absolute.
+
+    Paths in the file are seen from the file's own folder.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, has unknown keys, values out of range, or contradicts itself. All
+            that is wrong is said at once.
+    """
+    path = Path(path)
+    table, text = toml.read(path)
+    places = toml.lines(text, table)
+    overridden = {toml.override(table, text) for text in overrides}
+    found = problems(RunConfig, table)
+    if not found:
+        config = _resolved(msgspec.convert(table, RunConfig), path)
+        found = contradictions(config, "tasks" not in table.get("evaluation", {"tasks": []}))
+        if not found:
+            return config
+    listed = "\n".join(f"  {_located(problem, places, overridden)}" for problem in found)
+    count = "one thing is" if len(found) == 1 else f"{len(found)} things are"
+    raise ConfigError(f"{path} can't be used: {count} wrong\n{listed}")
+
+
+def effective_toml(config: RunConfig) -> str:
+    """Every setting of a run, defaults too, as TOML that loads back to an equal `RunConfig`."""
+    table: dict[str, Any] = msgspec.to_builtins(config)
+    return toml.write(table)
+
+
+def stations(config: RunConfig, run_directory: str | Path) -> Stations:
+    """What the stations of a run are told, from the driver's configuration."""
+    return Stations(
+        run=config.run.name,
+        directory=str(Path(run_directory).absolute()),
+        seed=config.run.seed,
+        total_steps=config.run.steps,
+        model=config.model,
+        tasks=config.tasks,
+        evaluation_tasks=config.evaluation.tasks,
+        batch=config.batch,
+        rollout=config.rollout,
+        verifier=config.verifier,
+        entropy=config.entropy,
+        learner=config.learner,
+        metrics_host=config.monitor.host,
+        metrics_port=config.monitor.port,
+        samples_per_step=config.report.samples_per_step,
+    )
+
+
+def _located(problem: Problem, places: dict[toml.Place, int], overridden: set[toml.Place]) -> str:
+    """`line 12, [learner] lrr: unknown key; …`"""
+    *section, key = problem.place or ("",)
+    shown = ""
+    for part in section:
+        shown += f" {part + 1}" if isinstance(part, int) else f".{part}" if shown else part
+    label = f"[{shown}] {key}" if section else f"[{key}]"
+    if problem.message.startswith("= "):
+        label, problem = label.strip(), problem
+    if problem.place in overridden:
+        return f"--set, {label}: {problem.message}"
+    # A key that isn't there has no line; its section has.
+    line = next(
+        (places[problem.place[:end]] for end in range(len(problem.place), 0, -1) if problem.place[:end] in places), None
+    )
+    return f"line {line}, {label}: {problem.message}" if line else f"{label}: {problem.message}"
+
+
+def _resolved(config: RunConfig, path: Path) -> RunConfig:
+    """The same with absolute paths and a name."""
+    folder = path.absolute().parent
+    change = msgspec.structs.replace
+    return change(
+        config,
+        run=change(config.run, name=config.run.name or path.stem),
+        model=change(config.model, path=_model_path(config.model.path, folder)),
+        tasks=tuple(_with_path(task, folder) for task in config.tasks),
+        evaluation=change(config.evaluation, tasks=tuple(_with_path(task, folder) for task in config.evaluation.tasks)),
+    )
+
+
+def _model_path(name: str, folder: Path) -> str:
+    """An absolute path for what is a folder or is written like one; a hub name otherwise."""
+    candidate = _absolute(name, folder)
+    return str(candidate) if candidate.is_dir() or name.startswith((".", "/", "~")) else name
+
+
+def _with_path(task: TaskSettings, folder: Path) -> TaskSettings:
+    if isinstance(task, Jsonl):
+        return msgspec.structs.replace(task, path=str(_absolute(task.path, folder)))
+    return task
+
+
+def _absolute(name: str, folder: Path) -> Path:
+    return Path(folder, Path(name).expanduser()).resolve()

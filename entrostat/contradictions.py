@@ -1,0 +1,191 @@
+"""What only several settings together can say wrong: each a `Problem` at the setting one would change first."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from entrostat.actors.tasks.jsonl import count_rows
+from entrostat.protocol.settings import (
+    BandLaw,
+    Jsonl,
+    SimulatedSettings,
+    TaskSettings,
+    ThermostatLaw,
+    VllmSettings,
+)
+from entrostat.validate import Problem
+
+if TYPE_CHECKING:
+    from entrostat.config import RunConfig
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model's own `config.json` says of it; 0 for what it doesn't say."""
+
+    model_type: str = ""
+    vocab_size: int = 0
+    hidden_size: int = 0
+    num_hidden_layers: int = 0
+    max_position_embeddings: int = 0
+
+
+def model_facts(path: str) -> ModelFacts | None:
+    """The facts of a model on this machine; None where it isn't here or can't be read."""
+    try:
+        return msgspec.json.decode(Path(path, "config.json").read_bytes(), type=ModelFacts)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def prompt_count(tasks: tuple[TaskSettings, ...]) -> int | None:
+    """How many prompts the tasks hold together; None if one of them is a file that isn't here."""
+    counts = [count_rows(task) if isinstance(task, Jsonl) else task.size for task in tasks]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def contradictions(config: "RunConfig", evaluation_without_tasks: bool) -> list[Problem]:
+    """All there are. `evaluation_without_tasks`: there is an [evaluation] section that names none."""
+    return [
+        *_run(config),
+        *_tasks(config),
+        *_evaluation(config, evaluation_without_tasks),
+        *_lengths(config),
+        *_law(config),
+        *_learner(config),
+    ]
+
+
+def _run(config: "RunConfig") -> Iterator[Problem]:
+    name, run = config.run.name, config.run
+    if name in (".", "..") or "/" in name or "\\" in name or name != name.strip():
+        yield Problem(("run", "name"), f"= {name!r}; expected a plain folder name: [run] directory says where it lies")
+    if run.stall_seconds <= config.rollout.lease_seconds:
+        yield Problem(
+            ("run", "stall_seconds"),
+            f"= {run.stall_seconds:g} is not above [rollout] lease_seconds = {config.rollout.lease_seconds:g}: "
+            "one lost actor would end the run before its leases come back",
+        )
+    if config.verifier.deadline_seconds >= run.stall_seconds:
+        yield Problem(
+            ("verifier", "deadline_seconds"),
+            f"= {config.verifier.deadline_seconds:g} is not below [run] stall_seconds = {run.stall_seconds:g}: "
+            "one hanging verification would end the run",
+        )
+
+
+def _tasks(config: "RunConfig") -> Iterator[Problem]:
+    if not config.tasks:
+        yield Problem(("tasks",), "is empty; expected at least one [[tasks]] section")
+        return
+    for section, tasks in ((("tasks",), config.tasks), (("evaluation", "tasks"), config.evaluation.tasks)):
+        for index, task in enumerate(tasks):
+            if "{question}" not in task.template:
+                yield Problem(
+                    (*section, index, "template"),
+                    f"= {task.template!r} has no {{question}} in it: every prompt would be the same",
+                )
+    prompts = prompt_count(config.tasks)
+    if prompts is not None and config.batch.prompts > prompts:
+        yield Problem(
+            ("batch", "prompts"),
+            f"= {config.batch.prompts} prompts in each optimizer step, but the tasks hold {prompts}: lower it, or take "
+            "more problems",
+        )
+
+
+def _evaluation(config: "RunConfig", without_tasks: bool) -> Iterator[Problem]:
+    if without_tasks or (config.evaluation.every_steps and not config.evaluation.tasks):
+        yield Problem(
+            ("evaluation", "tasks"),
+            "is missing: an evaluation needs at least one [[evaluation.tasks]]; for none leave [evaluation] out",
+        )
+    if config.evaluation.every_steps > config.run.steps:
+        yield Problem(
+            ("evaluation", "every_steps"),
+            f"= {config.evaluation.every_steps} is above [run] steps = {config.run.steps}; "
+            "0 evaluates before and after only",
+        )
+
+
+def _lengths(config: "RunConfig") -> Iterator[Problem]:
+    response, engine = config.rollout.max_response_tokens, config.rollout.engine
+    limit, source = 0, ""
+    if isinstance(engine, VllmSettings) and engine.max_model_tokens:
+        limit, source = engine.max_model_tokens, "[rollout.engine] max_model_tokens"
+    facts = model_facts(config.model.path)
+    if facts and facts.max_position_embeddings:
+        if limit > facts.max_position_embeddings:
+            yield Problem(
+                ("rollout", "engine", "max_model_tokens"),
+                f"= {limit} is above what the model holds ({facts.max_position_embeddings})",
+            )
+        if not limit:
+            limit, source = facts.max_position_embeddings, "the model's context"
+    if limit and response >= limit:
+        yield Problem(
+            ("rollout", "max_response_tokens"),
+            f"= {response} leaves no room for a prompt in {source} = {limit}",
+        )
+    if config.learner.microbatch_tokens <= response:
+        yield Problem(
+            ("learner", "microbatch_tokens"),
+            f"= {config.learner.microbatch_tokens} can't hold a prompt and one response of "
+            f"[rollout] max_response_tokens = {response}",
+        )
+
+
+def _law(config: "RunConfig") -> Iterator[Problem]:
+    law, steps, place = config.entropy.law, config.run.steps, ("entropy", "law")
+    if isinstance(law, ThermostatLaw):
+        if not law.floor_ratio < law.ceiling_ratio:
+            yield Problem(
+                (*place, "floor_ratio"), f"= {law.floor_ratio:g} is not below ceiling_ratio = {law.ceiling_ratio:g}"
+            )
+        elif not law.floor_ratio <= 1 <= law.ceiling_ratio:
+            yield Problem(
+                (*place, "balance"),
+                f"lies outside its own box: floor_ratio = {law.floor_ratio:g} and ceiling_ratio = "
+                f"{law.ceiling_ratio:g} are multiples of it and must enclose 1",
+            )
+        if law.anchor_orders >= steps:
+            yield Problem(
+                (*place, "anchor_orders"),
+                f"= {law.anchor_orders} orders measure H_0, but [run] steps = {steps}: the law would never act",
+            )
+    if isinstance(law, BandLaw):
+        if law.warmup_steps >= steps:
+            yield Problem(
+                (*place, "warmup_steps"), f"= {law.warmup_steps}, but [run] steps = {steps}: the law would never act"
+            )
+        facts = model_facts(config.model.path)
+        if facts and facts.vocab_size and law.low >= math.log(facts.vocab_size):
+            yield Problem(
+                (*place, "low"),
+                f"= {law.low:g} nats can't be reached: {facts.vocab_size} tokens have an entropy of at most "
+                f"{math.log(facts.vocab_size):.2f}",
+            )
+
+
+def _learner(config: "RunConfig") -> Iterator[Problem]:
+    learner = config.learner
+    if learner.transport == "ipc" and learner.device == "cpu":
+        yield Problem(
+            ("learner", "transport"),
+            '= "ipc" shares a GPU\'s memory, but device = "cpu" has none: use "shared_memory"',
+        )
+    if learner.transport == "ipc" and isinstance(config.rollout.engine, SimulatedSettings):
+        yield Problem(("learner", "transport"), '= "ipc" needs a real engine; the simulated one reads "shared_memory"')
+    if learner.warmup_steps >= config.run.steps:
+        yield Problem(
+            ("learner", "warmup_steps"),
+            f"= {learner.warmup_steps} is not below [run] steps = {config.run.steps}: lr would never be reached",
+        )
+    if learner.truncated == "penalise" and learner.truncation_penalty == 0:
+        yield Problem(
+            ("learner", "truncation_penalty"),
+            '= 0 penalises nothing, but truncated = "penalise"; to keep them say "keep"',
+        )

@@ -1,0 +1,163 @@
+"""The run directory: made whole or not at all, used by one process at a time.
+
+runs/NAME/  config.toml (effective) · run.json (endpoints of a living run) · metrics.jsonl · summary.json
+            checkpoints/step-N/ · samples/step-N.jsonl · report/
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from entrostat.protocol.errors import RunDirectoryError
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """`run.json`: where a living run can be asked."""
+
+    process: int
+    started_unix: float
+    targets: str  # the controller's listing in Prometheus' HTTP service-discovery form
+    health: str
+
+
+class RunDirectory:
+    """One run's files, locked for as long as this object is open.
+
+    Raises:
+        RunDirectoryError: another process has it open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = _locked(path / "lock")
+
+    @property
+    def config(self) -> Path:
+        """The effective configuration."""
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """One line per optimizer step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """Written once, at the end."""
+        return self.path / "summary.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """One line per evaluation."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folders `step-N`, each committed atomically."""
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        """What people look at."""
+        return self.path / "report"
+
+    def write_info(self, info: RunInfo) -> None:
+        """Says where the living run can be asked."""
+        write_atomically(self.path / "run.json", msgspec.json.format(msgspec.json.encode(info)))
+
+    def close(self) -> None:
+        """Gives the directory back; `run.json` names no dead endpoint afterwards."""
+        (self.path / "run.json").unlink(missing_ok=True)
+        self._lock.close()
+
+
+def create(path: Path, config: str, *, keep_earlier: bool) -> RunDirectory:
+    """A new run directory that holds its effective configuration.
+
+    Args:
+        path: must not exist, unless `keep_earlier`.
+        config: TOML.
+        keep_earlier: rename an existing run to a name with its time instead of refusing.
+
+    Raises:
+        RunDirectoryError: the path exists, or can't be written.
+    """
+    if path.exists():
+        if not keep_earlier:
+            raise RunDirectoryError(
+                f"{path} exists already: go on with it (entrostat train --resume {path}), "
+                "choose another (--run DIR), or keep it under another name (--keep-earlier)"
+            )
+        keep(path)
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        (fresh / "config.toml").write_text(config)
+        fresh.rename(path)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"the run directory {path} can't be made: {error.strerror}; choose another with --run DIR"
+        ) from error
+    return RunDirectory(path)
+
+
+def keep(path: Path) -> Path:
+    """Renames an earlier run after the time it was begun, and returns its new place.
+
+    Raises:
+        RunDirectoryError: a process is using it.
+    """
+    _locked(path / "lock").close()
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
+    kept = path.with_name(f"{path.name}-{stamp}")
+    number = 1
+    while kept.exists():
+        number += 1
+        kept = path.with_name(f"{path.name}-{stamp}-{number}")
+    path.rename(kept)
+    return kept
+
+
+def reopen(path: Path) -> RunDirectory:
+    """An existing run, to go on with it.
+
+    Raises:
+        RunDirectoryError: there is no run there, or a process is using it.
+    """
+    if not (path / "config.toml").is_file():
+        raise RunDirectoryError(
+            f"{path} holds no run: expected a folder with a config.toml, as entrostat train makes it"
+        )
+    return RunDirectory(path)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces a file so that a reader sees the old or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _locked(path: Path) -> IO[str]:
+    handle = path.open("a+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        handle.seek(0)
+        owner = handle.read().strip() or "unknown"
+        handle.close()
+        raise RunDirectoryError(
+            f"{path.parent} is in use by process {owner}: wait for it, stop it, "
+            "or choose another directory with --run DIR"
+        ) from error
+    handle.truncate(0)
+    handle.write(str(os.getpid()))
+    handle.flush()
+    return handle

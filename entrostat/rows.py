@@ -1,0 +1,217 @@
+"""What a run writes down: one `MetricsRow` per optimizer step, one `EvaluationRow` per evaluation."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from entrostat.protocol.messages import ActorView, ControllerView, EvaluationResult, StepReport
+
+Int64 = NDArray[np.int64]
+
+
+class MetricsRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """One line of `metrics.jsonl`. Entropies in nats per response token; shares 0–1; times in seconds.
+
+    `entropy_nats` and `clamped_entropy_nats` were measured before the step, `version_step` was made by it.
+    """
+
+    step: int
+    branch: int
+    unix_seconds: float
+    step_seconds: float
+    reward: float
+    pass_rate: float
+    entropy_nats: float
+    clamped_entropy_nats: float
+    sampled_entropy_nats: float
+    clamped_mass: float
+    target_nats: float | None
+    low_nats: float | None
+    high_nats: float | None
+    initial_entropy_nats: float | None
+    coefficient: float
+    entropy_bonus: float
+    loss: float
+    policy_loss: float
+    kl_nats: float
+    gradient_norm: float
+    learning_rate: float
+    clip_share: float
+    truncated_weight_share: float
+    drift_mean_nats: float
+    drift_max_nats: float
+    mismatch_nats: float
+    staleness_mean: float
+    staleness_max: int
+    tokens: int
+    tokens_per_second: float
+    mean_response_tokens: float
+    truncated: int
+    unparsable: int
+    timeouts: int
+    errors: int
+    padding_share: float
+    wait_seconds: float
+    fetch_seconds: float
+    forward_backward_seconds: float
+    optimizer_seconds: float
+    publish_seconds: float
+    update_seconds: float
+    leases_expired: int
+    leases_stale: int
+    law_frozen: int
+    actors: int
+    memory_gib: float
+    difficulty: tuple[int, ...]
+
+
+def metrics_row(
+    report: StepReport,
+    view: ControllerView,
+    actors: list[ActorView],
+    *,
+    unix_seconds: float,
+    step_seconds: float,
+    samples: int,
+    memory_gib: float,
+) -> MetricsRow:
+    """One optimizer step as a line, from what the three kinds of station said of it."""
+    ages = np.repeat(np.arange(len(view.staleness)), view.staleness)
+    _, _, unparsable, timeouts, errors = view.statuses
+    return MetricsRow(
+        step=report.version.step,
+        branch=report.version.branch,
+        unix_seconds=unix_seconds,
+        step_seconds=step_seconds,
+        reward=view.reward,
+        pass_rate=view.pass_rate,
+        entropy_nats=report.entropy,
+        clamped_entropy_nats=report.clamped_entropy,
+        sampled_entropy_nats=view.actor_entropy,
+        clamped_mass=report.clamped_mass,
+        target_nats=view.target,
+        low_nats=view.low,
+        high_nats=view.high,
+        initial_entropy_nats=view.initial_entropy,
+        coefficient=view.coefficient,
+        entropy_bonus=report.entropy_bonus,
+        loss=report.loss,
+        policy_loss=report.policy_loss,
+        kl_nats=report.kl_nats,
+        gradient_norm=report.gradient_norm,
+        learning_rate=report.learning_rate,
+        clip_share=report.clip_share,
+        truncated_weight_share=report.truncated_weight_share,
+        drift_mean_nats=report.drift_mean,
+        drift_max_nats=report.drift_max,
+        mismatch_nats=max((actor.max_mismatch for actor in actors), default=0.0),
+        staleness_mean=float(ages.mean()) if ages.size else 0.0,
+        staleness_max=int(ages.max()) if ages.size else 0,
+        tokens=report.response_tokens,
+        tokens_per_second=report.response_tokens / step_seconds,
+        mean_response_tokens=report.response_tokens / samples,
+        truncated=view.truncated,
+        unparsable=unparsable,
+        timeouts=timeouts,
+        errors=errors,
+        padding_share=report.padding_share,
+        wait_seconds=report.phases.wait,
+        fetch_seconds=report.phases.fetch,
+        forward_backward_seconds=report.phases.forward_backward,
+        optimizer_seconds=report.phases.optimizer,
+        publish_seconds=report.phases.publish,
+        update_seconds=max((actor.update_seconds for actor in actors), default=0.0),
+        leases_expired=view.leases.expired,
+        leases_stale=view.leases.stale,
+        law_frozen=view.frozen_updates,
+        actors=view.actors,
+        memory_gib=memory_gib,
+        difficulty=view.difficulty,
+    )
+
+
+class LevelScore(msgspec.Struct, frozen=True, kw_only=True):
+    """How one level of difficulty fared in an evaluation."""
+
+    level: str
+    trained: bool  # whether the run trains on this level
+    prompts: int
+    pass_at_1: float
+    pass_at_8: float | None  # None with fewer than 8 samples
+
+
+class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of `evaluations.jsonl`: pass@1 and unbiased pass@8 over the trained levels, and by level."""
+
+    step: int
+    branch: int
+    prompts: int
+    samples: int
+    pass_at_1: float
+    pass_at_8: float | None
+    entropy_nats: float  # mean −log π of what was sampled
+    mean_tokens: float
+    seconds: float
+    levels: tuple[LevelScore, ...]
+
+
+def pass_at(k: int, correct: Int64, samples: int) -> float:
+    """Mean over prompts of the unbiased estimate 1 − C(n−c, k)/C(n, k) of solving a prompt in k tries.
+
+    Chen et al., *Evaluating large language models trained on code* (arXiv 2107.03374), section 2.1.
+
+    Args:
+        k: tries, at most `samples`.
+        correct: `[prompts]`, c of each.
+        samples: n of each.
+    """
+    failures = samples - correct[:, None]
+    factors = 1 - k / np.arange(1, samples + 1)
+    kept = np.arange(1, samples + 1)[None, :] > failures
+    return float(1 - np.where(failures[:, 0] < k, 0.0, np.prod(np.where(kept, factors, 1.0), axis=1)).mean())
+
+
+def evaluation_row(result: EvaluationResult, trained_levels: frozenset[str]) -> EvaluationRow:
+    """An evaluation's counts as scores. Where no level is one the run trains on, all count."""
+    correct = np.array(result.correct)
+    names = np.array(result.levels)
+    trained = np.isin(names, list(trained_levels))
+    if not trained.any():
+        trained = np.ones_like(trained)
+
+    levels = []
+    for level in dict.fromkeys(result.levels):
+        chosen = names == level
+        levels.append(
+            LevelScore(
+                level=level,
+                trained=bool(trained[chosen].all()),
+                prompts=int(chosen.sum()),
+                pass_at_1=pass_at(1, correct[chosen], result.samples),
+                pass_at_8=pass_at(8, correct[chosen], result.samples) if result.samples >= 8 else None,
+            )
+        )
+    return EvaluationRow(
+        step=result.version.step,
+        branch=result.version.branch,
+        prompts=int(trained.sum()),
+        samples=result.samples,
+        pass_at_1=pass_at(1, correct[trained], result.samples),
+        pass_at_8=pass_at(8, correct[trained], result.samples) if result.samples >= 8 else None,
+        entropy_nats=result.surprise.mean,
+        mean_tokens=result.mean_tokens,
+        seconds=result.seconds,
+        levels=tuple(levels),
+    )
+
+
+def read_metrics(path: Path) -> list[MetricsRow]:
+    """All rows of a `metrics.jsonl`; none where there is no file yet."""
+    return msgspec.json.Decoder(MetricsRow).decode_lines(path.read_bytes()) if path.exists() else []
+
+
+def read_evaluations(path: Path) -> list[EvaluationRow]:
+    """All rows of an `evaluations.jsonl`; none where there is no file yet."""
+    return msgspec.json.Decoder(EvaluationRow).decode_lines(path.read_bytes()) if path.exists() else []

@@ -1,0 +1,270 @@
+"""A training run: wiring and the learner's loop."""
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from entrostat import summary as summaries
+from entrostat.cluster import Cluster, Evaluation
+from entrostat.config import RunConfig
+from entrostat.directory import RunDirectory, RunInfo
+from entrostat.learner import checkpoint as checkpoints
+from entrostat.protocol.errors import Interrupted, Stalled, StationLost
+from entrostat.protocol.messages import EvaluationRequest, GroupsMissing, PolicyVersion, Prompt
+from entrostat.rows import MetricsRow, evaluation_row, metrics_row, read_evaluations, read_metrics
+from entrostat.screen import Screen
+from entrostat.sinks import Sink
+from entrostat.summary import Summary
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+MEMORY_EVERY_STEPS = 5
+EVALUATION_SECONDS = 3600.0
+
+
+class Interrupt:
+    """The user's wish to stop: the first signal is noted, the second stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes SIGINT and SIGTERM over for as long as the run goes."""
+        earlier = {number: signal.signal(number, self._noted) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+    def _noted(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class Run:
+    """One run from its first order to its summary.
+
+    Args:
+        config: the effective configuration.
+        directory: open, and the run's alone.
+        cluster: the stations, not yet started.
+        evaluation_prompts: the fixed unseen prompts.
+        version: where the policy stands.
+        began: when the command was given, Unix time.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        cluster: Cluster,
+        screen: Screen,
+        sinks: list[Sink],
+        *,
+        evaluation_prompts: tuple[Prompt, ...],
+        version: PolicyVersion,
+        began: float,
+    ) -> None:
+        self._config = config
+        self._directory = directory
+        self._cluster = cluster
+        self._screen = screen
+        self._sinks = sinks
+        self._evaluation_prompts = evaluation_prompts
+        self._trained_levels = frozenset(task.level or task.dataset for task in config.generated_tasks())
+        self._version = version
+        self._began = began
+        self._interrupt = Interrupt()
+        self._evaluation: Evaluation | None = None
+        self._first_step_seconds = 0.0
+        self._memory_gib = 0.0
+
+    def train(self) -> Summary:
+        """Trains to the last step.
+
+        Raises:
+            Interrupted: the user stopped it; everything is saved.
+            Stalled: nothing moved for `run.stall_seconds`.
+        """
+        with self._interrupt.listening():
+            self._start()
+            while self._version.step < self._config.run.steps:
+                self._step()
+            self._evaluate_now()
+        return self._finish()
+
+    def _start(self) -> None:
+        self._screen.waiting("starting vLLM, the learner and the controller")
+        self._cluster.start()
+        host, port = self._cluster.endpoints()
+        self._directory.write_info(
+            RunInfo(
+                process=psutil.Process().pid,
+                started_unix=self._began,
+                targets=f"http://{host}:{port}/targets",
+                health=f"http://{host}:{port}/healthz",
+            )
+        )
+        if self._version.step == 0:
+            # It shares the engine with the first samples; that actor keeps these weights until it has ended.
+            self._begin_evaluation()
+        self._last_step_ended = time.monotonic()
+
+    def _step(self) -> None:
+        waited_since = time.monotonic()
+        order = None
+        while order is None:
+            self._stop_if_asked()
+            order = self._cluster.next_order(POLL_SECONDS)
+            self._collect_evaluation(wait=False)
+            if order is None:
+                self._check_progress(waited_since)
+        outcome = self._cluster.train(order, time.monotonic() - waited_since)
+        if isinstance(outcome, GroupsMissing):
+            self._screen.say(f"{len(outcome.lease_ids)} groups were lost with the sample buffer and are sampled again")
+            self._cluster.missing(outcome)
+            return
+        view = self._cluster.report(outcome)
+        self._version = outcome.report.version
+        now = time.monotonic()
+        step_seconds, self._last_step_ended = now - self._last_step_ended, now
+        if not self._first_step_seconds:
+            self._first_step_seconds = time.time() - self._began
+        if self._version.step % MEMORY_EVERY_STEPS == 1:
+            self._memory_gib = memory_gib()
+        row = metrics_row(
+            outcome.report,
+            view,
+            self._cluster.actor_views(),
+            unix_seconds=time.time(),
+            step_seconds=step_seconds,
+            samples=len(order.groups) * self._config.rollout.samples_per_prompt,
+            memory_gib=self._memory_gib,
+        )
+        self._show(row)
+        self._keep(row.step)
+
+    def _show(self, row: MetricsRow) -> None:
+        for sink in self._sinks:
+            sink.step(row)
+        self._screen.step(row)
+        log.info("step %d: reward %.3f, H %.4f nats, %.2f s", row.step, row.reward, row.entropy_nats, row.step_seconds)
+
+    def _keep(self, step: int) -> None:
+        last = step == self._config.run.steps
+        every = self._config.evaluation.every_steps
+        if every and step % every == 0 and not last:
+            self._evaluate_now()
+        if step % self._config.checkpoint.every_steps == 0 or last:
+            self._save()
+
+    def _save(self) -> Path:
+        folder = self._directory.checkpoints / f"step-{self._version.step}"
+        if not folder.exists():
+            self._screen.waiting(f"saving {folder.name}")
+            self._cluster.save(folder)
+            scores = {row.step: row.pass_at_1 for row in read_evaluations(self._directory.evaluations)}
+            checkpoints.retain(self._directory.checkpoints, self._config.checkpoint.keep, scores)
+        return folder
+
+    def _stop_if_asked(self) -> None:
+        if self._interrupt.asked:
+            folder = self._save()
+            raise Interrupted(
+                f"stopped after step {self._version.step} and saved as {folder}; "
+                f"go on with: entrostat train --resume {self._directory.path}"
+            )
+
+    def _check_progress(self, since: float) -> None:
+        waited = time.monotonic() - since
+        view = self._cluster.controller_view()
+        leases = view.leases
+        needed = self._config.batch.prompts
+        text = (
+            f"waiting {waited:.0f} s for groups: {leases.ready} of {needed} ready, {leases.running} being sampled by "
+            f"{view.actors} actors"
+        )
+        self._screen.waiting(text)
+        if waited > self._config.run.stall_seconds:
+            raise Stalled(
+                f"no optimizer step for {waited:.0f} s (run.stall_seconds = {self._config.run.stall_seconds:.0f}): "
+                f"the learner waits for groups, {leases.ready} of {needed} are ready, {leases.running} leases run, "
+                f"{leases.expired} expired, {view.actors} of {self._config.rollout.actors} actors were heard from; "
+                f"their logs are in {self._directory.path}/logs. The last checkpoint stays: "
+                f"entrostat train --resume {self._directory.path}"
+            )
+
+    def _begin_evaluation(self) -> None:
+        if self._evaluation_prompts:
+            settings = self._config.evaluation
+            request = EvaluationRequest(
+                prompts=self._evaluation_prompts,
+                samples=settings.samples,
+                temperature=settings.temperature,
+                seed=self._config.run.seed,
+            )
+            self._evaluation = self._cluster.evaluate(request)
+
+    def _evaluate_now(self) -> None:
+        """Evaluates the newest policy: waits until the actor that evaluates serves it."""
+        self._collect_evaluation(wait=True)
+        if not self._evaluation_prompts or any(
+            row.step == self._version.step for row in read_evaluations(self._directory.evaluations)
+        ):
+            return
+        self._screen.waiting("evaluating")
+        deadline = time.monotonic() + self._config.run.stall_seconds
+        while self._cluster.serving() != self._version:
+            if time.monotonic() > deadline:
+                raise Stalled(f"rollout actor 0 did not load version {self._version} within run.stall_seconds")
+            time.sleep(0.05)
+        self._begin_evaluation()
+        self._collect_evaluation(wait=True)
+        self._last_step_ended = time.monotonic()  # an evaluation is no part of the next step
+
+    def _collect_evaluation(self, *, wait: bool) -> None:
+        if self._evaluation is None or not (wait or self._cluster.has_evaluated(self._evaluation)):
+            return
+        try:
+            result = self._cluster.evaluated(self._evaluation, EVALUATION_SECONDS)
+        except StationLost as error:
+            self._screen.say(f"the evaluation is begun again: {error}")
+            self._begin_evaluation()
+            return
+        self._evaluation = None
+        row = evaluation_row(result, self._trained_levels)
+        for sink in self._sinks:
+            sink.evaluation(row)
+        self._screen.evaluation(row)
+
+    def _finish(self) -> Summary:
+        summary = summaries.summarise(
+            read_metrics(self._directory.metrics),
+            read_evaluations(self._directory.evaluations),
+            seconds=time.time() - self._began,
+            first_step_seconds=self._first_step_seconds,
+            actor_restarts=self._cluster.restarts,
+        )
+        summaries.write(summary, self._directory.summary)
+        return summary
+
+
+def memory_gib() -> float:
+    """Proportional memory of this process and all below it: shared pages are counted once. GiB."""
+    total = 0
+    process = psutil.Process()
+    for one in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            total += one.memory_full_info().pss
+    return total / (1 << 30)

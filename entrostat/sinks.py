@@ -1,0 +1,127 @@
+"""Where a run's numbers go: always to `metrics.jsonl`, on request to TensorBoard and Weights & Biases too."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from entrostat.directory import RunDirectory, write_atomically
+from entrostat.protocol.errors import ConfigError
+from entrostat.rows import EvaluationRow, MetricsRow, read_evaluations, read_metrics
+
+
+class Sink(Protocol):
+    """Takes a run's rows as they come."""
+
+    def step(self, row: MetricsRow) -> None:
+        """One optimizer step."""
+        ...
+
+    def evaluation(self, row: EvaluationRow) -> None:
+        """One evaluation."""
+        ...
+
+    def close(self) -> None:
+        """Nothing comes any more."""
+        ...
+
+
+class JsonLines:
+    """`metrics.jsonl` and `evaluations.jsonl`, each line flushed as it is written."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._metrics = directory.metrics.open("ab", buffering=0)
+        self._evaluations = directory.evaluations.open("ab", buffering=0)
+
+    def step(self, row: MetricsRow) -> None:
+        """Appends a line."""
+        self._metrics.write(msgspec.json.encode(row) + b"\n")
+
+    def evaluation(self, row: EvaluationRow) -> None:
+        """Appends a line."""
+        self._evaluations.write(msgspec.json.encode(row) + b"\n")
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._metrics.close()
+        self._evaluations.close()
+
+
+class TensorBoard:
+    """Event files in `tensorboard/` of the run directory."""
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(_missing("tensorboard", "tensorboard", error)) from error
+        self._writer = SummaryWriter(str(directory / "tensorboard"))
+
+    def step(self, row: MetricsRow) -> None:
+        """One scalar per number."""
+        for name, value in numbers(row).items():
+            self._writer.add_scalar(name, value, row.step)
+
+    def evaluation(self, row: EvaluationRow) -> None:
+        """One scalar per number, under `evaluation/`."""
+        for name, value in numbers(row).items():
+            self._writer.add_scalar(f"evaluation/{name}", value, row.step)
+
+    def close(self) -> None:
+        """Flushes and closes the event file."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A W&B run; its mode (online, offline) is W&B's own setting, `WANDB_MODE`."""
+
+    def __init__(self, directory: Path, run: str) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(_missing("wandb", "wandb", error)) from error
+        self._run = wandb.init(project="entrostat", name=run, dir=str(directory))
+
+    def step(self, row: MetricsRow) -> None:
+        """One value per number."""
+        self._run.log(numbers(row), step=row.step)
+
+    def evaluation(self, row: EvaluationRow) -> None:
+        """One value per number, under `evaluation/`."""
+        self._run.log({f"evaluation/{name}": value for name, value in numbers(row).items()})
+
+    def close(self) -> None:
+        """Finishes the W&B run."""
+        self._run.finish()
+
+
+def open_sinks(names: Sequence[str], directory: RunDirectory) -> list[Sink]:
+    """The sinks a configuration asks for, `metrics.jsonl` first.
+
+    Raises:
+        ConfigError: one needs a package that is not installed.
+    """
+    sinks: list[Sink] = [JsonLines(directory)]
+    if "tensorboard" in names:
+        sinks.append(TensorBoard(directory.path))
+    if "wandb" in names:
+        sinks.append(WeightsAndBiases(directory.path, directory.path.name))
+    return sinks
+
+
+def numbers(row: MetricsRow | EvaluationRow) -> dict[str, float]:
+    """A row's plain numbers by name."""
+    return {name: value for name, value in msgspec.structs.asdict(row).items() if isinstance(value, int | float)}
+
+
+def rewind(directory: RunDirectory, step: int) -> None:
+    """Voids the rows after `step`: the run goes on from a checkpoint made there."""
+    metrics = [row for row in read_metrics(directory.metrics) if row.step <= step]
+    evaluations = [row for row in read_evaluations(directory.evaluations) if row.step <= step]
+    write_atomically(directory.metrics, b"".join(msgspec.json.encode(row) + b"\n" for row in metrics))
+    write_atomically(directory.evaluations, b"".join(msgspec.json.encode(row) + b"\n" for row in evaluations))
+
+
+def _missing(sink: str, package: str, error: ImportError) -> str:
+    return f"[monitor] sinks names {sink!r}, whose package is not installed ({error}): pip install {package}"

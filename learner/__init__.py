@@ -1,0 +1,1 @@
+"""The learner's station: groups and coefficients in, one optimizer step and a published policy out."""

@@ -1,0 +1,140 @@
+"""The policy: any Hugging Face causal language model, and the few things the learner asks of it."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from entrostat.protocol.arrays import Float32, Int32
+from entrostat.protocol.errors import ModelError
+from entrostat.protocol.settings import ModelSettings
+
+log = logging.getLogger(__name__)
+
+CHECKED_TOKENS = 8
+# Between the model's own logits and hidden · headᵀ, relative to the largest logit.
+HEAD_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """A causal language model, split into its decoder and its head so that logits are made only where they are read."""
+
+    model: Any  # transformers.PreTrainedModel
+    tokenizer: Any
+
+    @property
+    def head_weight(self) -> Tensor:
+        """`[V, D]`."""
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.head_weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.head_weight.dtype
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """`[B, L] int64 → [B, L, D]`, the states before the head. Rows are right-padded: see batching.py."""
+        return self.model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Every weight under its name in a Hugging Face checkpoint, tied ones under each of their names."""
+        return {name: tensor.detach() for name, tensor in self.model.state_dict(keep_vars=True).items()}
+
+
+def score(policy: Policy, sequences: Sequence[Int32]) -> list[Float32]:
+    """Log-probs `[n − 1]` of each sequence `[n]`'s tokens after its first, without temperature, in nats."""
+    width = max(len(sequence) for sequence in sequences)
+    tokens = np.zeros((len(sequences), width), np.int64)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)] = sequence
+    ids = torch.from_numpy(tokens).to(policy.device)
+    with torch.no_grad():
+        logits = linear(policy.hidden(ids[:, :-1]), policy.head_weight).float()
+        drawn = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
+    values = drawn.cpu().numpy()
+    return [values[row, : len(sequence) - 1] for row, sequence in enumerate(sequences)]
+
+
+def load_policy(
+    settings: ModelSettings, *, source: str, device: torch.device, gradient_checkpointing: bool = False
+) -> Policy:
+    """The policy in the folder (or under the hub name) `source`, ready to be trained on `device`.
+
+    Dropout is switched off: the log-probs of a step must be those of the policy that is published.
+
+    Raises:
+        ModelError: it can't be read, lacks weights, or its logits are not a plain product with its head.
+    """
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=getattr(torch, settings.dtype),
+            trust_remote_code=settings.trust_remote_code,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"no causal language model can be loaded from {source!r} ({error}): model.path must be a folder in "
+            "Hugging Face form with config.json, weights and tokenizer, or a hub name that can be reached"
+        ) from error
+    model, found = loaded
+    absent = sorted(found["missing_keys"])
+    if absent:
+        raise ModelError(
+            f"the model in {source!r} lacks {len(absent)} weights, {absent[0]} first: they would start as noise. "
+            "Use a complete checkpoint of a causal language model"
+        )
+    policy = Policy(model=model.to(device), tokenizer=tokenizer)
+    _without_dropout(model)
+    _check_head(policy, source)
+    if gradient_checkpointing:
+        model.config.use_cache = False
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()  # transformers checkpoints only in training mode
+    return policy
+
+
+def freeze(policy: Policy) -> Policy:
+    """The same policy as a reference: nothing in it has a gradient."""
+    policy.model.requires_grad_(False)
+    policy.model.eval()
+    return policy
+
+
+def _without_dropout(model: Any) -> None:
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def _check_head(policy: Policy, source: str) -> None:
+    """Some families cap, scale or shift logits after the head: trained without that, they would be another policy."""
+    ids = torch.arange(CHECKED_TOKENS, device=policy.device)[None] % policy.head_weight.shape[0]
+    with torch.no_grad():
+        own = policy.model(input_ids=ids, use_cache=False).logits.float()
+        plain = linear(policy.hidden(ids), policy.head_weight).float()
+    if own.shape != plain.shape:
+        raise ModelError(f"the model in {source!r} gives logits {tuple(own.shape)}; expected {tuple(plain.shape)}")
+    gap = float((own - plain).abs().max() / own.abs().max().clamp(min=1.0))
+    if not gap <= HEAD_TOLERANCE[policy.dtype]:
+        raise ModelError(
+            f"the logits of {source!r} are not its hidden states times its head (relative difference {gap:.2g}): "
+            "the architecture caps, scales or shifts them, which the learner does not support. Use another model"
+        )

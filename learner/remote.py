@@ -1,0 +1,151 @@
+"""The Ray shell of the learner and of the sample buffer: frames in, frames out, metrics beside."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
+
+from entrostat.learner.buffer import SampleBuffer
+from entrostat.learner.trainer import Trainer
+from entrostat.protocol import metrics, wire
+from entrostat.protocol.arrays import UInt8
+from entrostat.protocol.errors import Stalled, StationLost
+from entrostat.protocol.logs import log_to
+from entrostat.protocol.messages import Group, GroupsMissing, PolicyVersion, PromptSet, StepReport, TrainOrder
+from entrostat.protocol.metrics import Exporter
+from entrostat.protocol.settings import Stations
+
+log = logging.getLogger(__name__)
+
+FETCH_SECONDS = 60.0  # a batch out of the buffer; it takes milliseconds
+BUFFER_SHARE = 4  # the buffer may hold this part of the machine's memory: one in …
+
+
+class BufferActor:
+    """The sample buffer as a Ray actor."""
+
+    def __init__(self, settings_frame: UInt8) -> None:
+        stations = wire.decode(settings_frame, Stations)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self._buffer = SampleBuffer(memory // BUFFER_SHARE)
+        self._exporter = Exporter("buffer", host=stations.metrics_host)
+
+    def put(self, lease_id: int, frame: UInt8) -> int:
+        """Keeps a group's frame; answers with its lease id once it is kept."""
+        self._buffer.put(lease_id, frame)
+        self._show()
+        return lease_id
+
+    def take(self, lease_ids: Sequence[int]) -> tuple[list[UInt8], list[int]]:
+        """The groups' frames, or none of them and the lease ids of those that are missing."""
+        taken = self._buffer.take(lease_ids)
+        self._show()
+        return list(taken.frames), list(taken.missing)
+
+    def discard(self, lease_ids: Sequence[int]) -> None:
+        """Forgets groups that nobody will ask for."""
+        self._buffer.discard(lease_ids)
+        self._show()
+
+    def endpoint(self) -> int:
+        """The port of its metrics."""
+        return self._exporter.port
+
+    def _show(self) -> None:
+        self._exporter.set(metrics.BUFFER_GROUPS, len(self._buffer))
+        self._exporter.set(metrics.BUFFER_BYTES, self._buffer.bytes)
+
+
+class LearnerActor:
+    """The learner as a Ray actor. `start` comes first; `train` and `save` are called one at a time."""
+
+    def __init__(
+        self,
+        settings_frame: UInt8,
+        prompts_frame: UInt8,
+        buffer: Any,
+        branch: int,
+        step: int,
+        checkpoint: str | None,
+    ) -> None:
+        # What can fail waits for `start`: an error in a constructor reaches nobody with its type.
+        self._settings_frame, self._prompts_frame = settings_frame, prompts_frame
+        self._buffer = buffer
+        self._version = PolicyVersion(branch=branch, step=step)
+        self._checkpoint = None if checkpoint is None else Path(checkpoint)
+        self._exporter = Exporter("learner", host=wire.decode(settings_frame, Stations).metrics_host)
+        self._trainer: Trainer | None = None
+
+    def start(self) -> UInt8:
+        """Loads the policy and publishes it: a `WeightsManifest`."""
+        stations = wire.decode(self._settings_frame, Stations)
+        prompts = wire.decode(self._prompts_frame, PromptSet)
+        log_to(stations.directory, "learner")
+        self._trainer = Trainer(stations, prompts, self._version, self._checkpoint)
+        log.info("the learner starts from version %s", self._version)
+        return wire.encode(self._trainer.publish_first())
+
+    def train(self, order_frame: UInt8, wait_seconds: float) -> UInt8:
+        """One optimizer step: a `StepOutcome`, or `GroupsMissing`."""
+        order = wire.decode(order_frame, TrainOrder)
+        began = time.perf_counter()
+        frames, missing = self._fetched([group.lease_id for group in order.groups])
+        if missing:
+            return wire.encode(GroupsMissing(version=order.version, lease_ids=tuple(missing)))
+        groups = [wire.decode(frame, Group) for frame in frames]
+        outcome = self._running().train(order, groups, wait=wait_seconds, fetch=time.perf_counter() - began)
+        self._show(outcome.report)
+        return wire.encode(outcome)
+
+    def save(self, folder: str, controller_frame: UInt8) -> None:
+        """Commits the checkpoint `folder`, with the controller's snapshot in it."""
+        self._running().save(Path(folder), controller_frame)
+
+    def endpoint(self) -> int:
+        """The port of its metrics."""
+        return self._exporter.port
+
+    def stop(self) -> None:
+        """Frees the shared memory."""
+        if self._trainer is not None:
+            self._trainer.close()
+        self._exporter.close()
+
+    def _running(self) -> Trainer:
+        if self._trainer is None:
+            raise StationLost("the learner was asked for work before it was started: call start first")
+        return self._trainer
+
+    def _fetched(self, lease_ids: list[int]) -> tuple[list[UInt8], list[int]]:
+        try:
+            frames, missing = ray.get(self._buffer.take.remote(lease_ids), timeout=FETCH_SECONDS)
+        except GetTimeoutError as error:
+            raise Stalled(
+                f"the sample buffer did not hand out {len(lease_ids)} groups within {FETCH_SECONDS:.0f} s"
+            ) from error
+        except ActorUnavailableError:
+            log.warning("the sample buffer is being restarted; the order's %d groups are lost", len(lease_ids))
+            return [], lease_ids
+        except ActorDiedError as error:
+            raise StationLost(f"the sample buffer died and was not replaced: {error}") from error
+        return frames, missing
+
+    def _show(self, report: StepReport) -> None:
+        show = self._exporter
+        show.add(metrics.STEPS)
+        for phase in metrics.PHASES:
+            show.add(metrics.STEP_SECONDS, getattr(report.phases, phase), phase=phase)
+        show.set(metrics.LOSS, report.loss)
+        show.set(metrics.GRADIENT_NORM, report.gradient_norm)
+        show.set(metrics.CLIP_SHARE, report.clip_share)
+        show.set(metrics.LEARNING_RATE, report.learning_rate)
+        show.set(metrics.CLAMPED_MASS, report.clamped_mass)
+        show.set(metrics.DRIFT, report.drift_mean)
+        show.add(metrics.LEARNER_TOKENS, report.response_tokens)
+        show.set(metrics.PADDING, report.padding_share)
+        show.set(metrics.LAST_STEP, time.time())

@@ -1,0 +1,215 @@
+"""The learner without its process: a policy, its optimizer, and where its versions are published."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from entrostat.learner import checkpoint, probe, samples
+from entrostat.learner.batching import flatten
+from entrostat.learner.ipc import IpcPublisher
+from entrostat.learner.measures import per_sample, step_report
+from entrostat.learner.optimizer import Optimizer, learning_rate
+from entrostat.learner.policy import Policy, freeze, load_policy, score
+from entrostat.learner.shared_memory import ROOT, SharedMemoryPublisher
+from entrostat.learner.update import Measured, Objective, accumulate
+from entrostat.learner.weights import Publisher
+from entrostat.protocol.arrays import Int32, UInt8
+from entrostat.protocol.errors import CheckpointDamaged, EntrostatError, ResourceError
+from entrostat.protocol.messages import (
+    Group,
+    PhaseSeconds,
+    PolicyVersion,
+    PromptSet,
+    StepOutcome,
+    TrainOrder,
+    WeightsManifest,
+)
+from entrostat.protocol.settings import LearnerSettings, Stations
+
+log = logging.getLogger(__name__)
+
+POLICY, OPTIMIZER, CONTROLLER = "policy", "optimizer.pt", "controller.bin"
+
+
+class Trainer:
+    """Makes optimizer steps, one order at a time.
+
+    Args:
+        stations: the run's settings.
+        prompts: those of the run, for the first probe and for the samples that people read.
+        version: what the starting policy is called.
+        checkpoint: a verified checkpoint's folder to restore from; None starts from the configured model.
+        shared_memory: where versions are published.
+
+    Raises:
+        ModelError: the policy can't be loaded.
+        CheckpointDamaged: the checkpoint changed since it was saved.
+        ResourceError: no GPU where one is asked for, or no shared memory.
+    """
+
+    def __init__(
+        self,
+        stations: Stations,
+        prompts: PromptSet,
+        version: PolicyVersion,
+        checkpoint: Path | None = None,
+        shared_memory: Path = ROOT,
+    ) -> None:
+        self._stations, self._settings = stations, stations.learner
+        self._prompts = {prompt.id: prompt for prompt in prompts.prompts}
+        self.version = version
+        if self._settings.threads:
+            torch.set_num_threads(self._settings.threads)
+        device = chosen_device(self._settings)
+        self._policy = _loaded(stations, checkpoint, device)
+        # The reference is the policy the run started from, after a resume too.
+        self._reference = freeze(_loaded(stations, None, device)) if self._settings.kl_coefficient else None
+        self._optimizer = Optimizer(self._policy.model.named_parameters(), self._settings)
+        if checkpoint is not None:
+            _restore(checkpoint / OPTIMIZER, self._optimizer)
+        self._objective = Objective(
+            learner=self._settings, estimator=stations.entropy.estimator, temperature=stations.rollout.temperature
+        )
+        self._tolerance = probe.tolerance(stations.rollout.tolerance, stations.model.dtype)
+        self._publisher: Publisher = (
+            IpcPublisher(device)
+            if self._settings.transport == "ipc"
+            else SharedMemoryPublisher(stations.run, shared_memory)
+        )
+
+    def publish_first(self) -> WeightsManifest:
+        """Publishes the starting policy."""
+        first = [self._encode(prompt.text) for prompt in list(self._prompts.values())[: self._settings.probe_sequences]]
+        sequences = probe.first_sequences(first, self._settings.probe_sequences, self._stations.seed)
+        found = probe.make_probe(sequences, score(self._policy, sequences), None, self._tolerance)
+        return self._publisher.publish(self.version, self._policy.named_tensors(), found)
+
+    def train(self, order: TrainOrder, groups: Sequence[Group], *, wait: float, fetch: float) -> StepOutcome:
+        """One optimizer step and its published version; `groups[i]` is the group of `order.groups[i]`.
+
+        Args:
+            order: what to train on, from this trainer's version.
+            groups: its groups.
+            wait: seconds spent waiting for the order.
+            fetch: seconds spent fetching the groups.
+
+        Raises:
+            EntrostatError: the order starts from another version.
+            NumericsError: the objective or its gradient is not finite; the policy is as before.
+            ResourceError: there is no room to publish the new version.
+        """
+        if order.version != self.version:
+            raise EntrostatError(
+                f"an order to go on from version {order.version} came, the learner stands at {self.version}: the "
+                "controller and the learner disagree; resume the run from its last checkpoint"
+            )
+        began = time.perf_counter()
+        after = PolicyVersion(branch=self.version.branch, step=self.version.step + 1)
+        where = f"optimizer step {after}"
+        self._optimizer.clear()  # an order that failed may have left gradients
+        measured = accumulate(
+            self._policy, self._reference, flatten(order.groups, groups, self._settings), self._objective, where
+        )
+        accumulated = time.perf_counter()
+        sequences = probe.sequences_of(groups, self._settings.probe_sequences)
+        before = score(self._policy, sequences)
+        probed = time.perf_counter()
+        rate = learning_rate(after.step, self._stations.total_steps, self._settings)
+        norm = self._optimizer.step(rate, where)
+        stepped = time.perf_counter()
+        found = probe.make_probe(sequences, score(self._policy, sequences), before, self._tolerance)
+        manifest = self._publisher.publish(after, self._policy.named_tensors(), found)
+        phases = PhaseSeconds(
+            wait=wait,
+            fetch=fetch,
+            forward_backward=accumulated - began,
+            optimizer=stepped - probed,
+            publish=time.perf_counter() - stepped + probed - accumulated,
+        )
+        report = step_report(
+            measured, before=self.version, after=after, gradient_norm=norm, learning_rate=rate, phases=phases
+        )
+        self.version = after
+        self._write_samples(order, groups, measured)
+        return StepOutcome(report=report, manifest=manifest)
+
+    def save(self, folder: Path, controller: UInt8) -> None:
+        """Commits a checkpoint of this version and the controller's snapshot frame `[bytes]`.
+
+        Raises:
+            ResourceError: the disk is full, or can't be written.
+        """
+
+        def write(partial: Path) -> None:
+            self._policy.model.save_pretrained(partial / POLICY)
+            self._policy.tokenizer.save_pretrained(partial / POLICY)
+            torch.save({**self._optimizer.state(), "random": torch.get_rng_state()}, partial / OPTIMIZER)
+            (partial / CONTROLLER).write_bytes(controller.tobytes())
+
+        try:
+            checkpoint.commit(folder, branch=self.version.branch, step=self.version.step, write=write)
+        except OSError as error:
+            raise ResourceError(
+                f"the checkpoint {folder} can't be written ({error.strerror or error}): free some of the disk, or keep "
+                "fewer checkpoints; the one before is untouched"
+            ) from error
+
+    def close(self) -> None:
+        """Frees the published versions."""
+        self._publisher.close()
+
+    def _write_samples(self, order: TrainOrder, groups: Sequence[Group], measured: Measured) -> None:
+        count = self._stations.samples_per_step
+        if count:
+            total = sum(len(group.verdicts) for group in groups)
+            records = samples.sample_records(
+                order.groups, groups, per_sample(measured.tokens, total), self._prompts, self._decode, count
+            )
+            path = Path(self._stations.directory) / "samples" / f"step-{self.version.step}.jsonl"
+            samples.write_samples(path, records)
+
+    def _encode(self, text: str) -> Int32:
+        return np.array(self._policy.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+    def _decode(self, tokens: Int32) -> str:
+        return str(self._policy.tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
+
+
+def chosen_device(settings: LearnerSettings) -> torch.device:
+    """`cuda` when there is one, unless the settings say otherwise.
+
+    Raises:
+        ResourceError: a GPU is asked for and there is none.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ResourceError(
+            'learner.device is "cuda" and torch sees no GPU: use "auto" or "cpu", or see entrostat doctor'
+        )
+    wanted = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def _loaded(stations: Stations, checkpoint_folder: Path | None, device: torch.device) -> Policy:
+    return load_policy(
+        stations.model,
+        source=stations.model.path if checkpoint_folder is None else str(checkpoint_folder / POLICY),
+        device=device,
+        gradient_checkpointing=stations.learner.gradient_checkpointing,
+    )
+
+
+def _restore(path: Path, optimizer: Optimizer) -> None:
+    checkpoint.verify(path.parent)
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        optimizer.restore(state)
+        torch.set_rng_state(state["random"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointDamaged(
+            f"{path} does not hold an optimizer of this policy ({error}): the model or its dtype was changed since it "
+            "was saved. Resume with the settings of the run"
+        ) from error

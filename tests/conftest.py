@@ -1,0 +1,32 @@
+"""Settings for every test: no telemetry, no cluster but the test's own, real test data only where it is."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the source tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def starter() -> Path:
+    """The committed starter policy."""
+    return REPOSITORY / "examples/starter/policy"
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Real problem sets, where ENTROSTAT_TEST_DATA names their folder."""
+    folder = os.environ.get("ENTROSTAT_TEST_DATA")
+    if not folder:
+        pytest.skip("real problem sets: set ENTROSTAT_TEST_DATA to the folder that holds data/gsm8k_test.jsonl")
+    return Path(folder) / "data"

@@ -1,0 +1,59 @@
+"""A run directory is made whole or not at all, and is one process's at a time."""
+
+from pathlib import Path
+
+import pytest
+
+from entrostat import directory as directories
+from entrostat.protocol.errors import RunDirectoryError
+
+
+def test_a_new_directory_holds_its_configuration(tmp_path: Path) -> None:
+    made = directories.create(tmp_path / "runs/a", "x = 1\n", keep_earlier=False)
+    assert made.config.read_text() == "x = 1\n"
+    made.close()
+
+
+def test_an_existing_run_is_refused_and_untouched(tmp_path: Path) -> None:
+    directories.create(tmp_path / "a", "first", keep_earlier=False).close()
+    with pytest.raises(RunDirectoryError, match=r"--resume .*--run.*--keep-earlier"):
+        directories.create(tmp_path / "a", "second", keep_earlier=False)
+    assert (tmp_path / "a/config.toml").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_earlier_run_is_kept_under_another_name(tmp_path: Path) -> None:
+    for text in ("first", "second", "third"):
+        directories.create(tmp_path / "a", text, keep_earlier=True).close()
+    texts = {(path / "config.toml").read_text() for path in tmp_path.iterdir()}
+    assert texts == {"first", "second", "third"}
+    assert (tmp_path / "a/config.toml").read_text() == "third"
+
+
+def test_a_run_in_use_is_not_opened_twice_nor_renamed(tmp_path: Path) -> None:
+    held = directories.create(tmp_path / "a", "", keep_earlier=False)
+    with pytest.raises(RunDirectoryError, match="in use by process"):
+        directories.reopen(tmp_path / "a")
+    with pytest.raises(RunDirectoryError, match="in use by process"):
+        directories.create(tmp_path / "a", "", keep_earlier=True)
+    held.close()
+    directories.reopen(tmp_path / "a").close()
+
+
+def test_a_folder_without_a_run_is_not_resumed(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="holds no run"):
+        directories.reopen(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match="can't be made"):
+        directories.create(tmp_path / "file/run", "", keep_earlier=False)
+
+
+def test_a_closed_run_names_no_endpoint(tmp_path: Path) -> None:
+    made = directories.create(tmp_path / "a", "", keep_earlier=False)
+    made.write_info(directories.RunInfo(process=1, started_unix=0.0, targets="t", health="h"))
+    assert (made.path / "run.json").exists()
+    made.close()
+    assert not (made.path / "run.json").exists()

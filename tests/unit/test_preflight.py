@@ -1,0 +1,93 @@
+"""What can be known to fail is found before anything is written."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from entrostat import preflight
+from entrostat.protocol.errors import ModelError, ResourceError
+
+
+@pytest.fixture
+def model(starter: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(starter, tmp_path / "model"))
+
+
+def test_a_whole_model_is_found(model: Path) -> None:
+    assert preflight.find_model(str(model)) == model
+
+
+def test_a_missing_folder_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no model folder .*config\.json.*\[model\] path"):
+        preflight.find_model(str(tmp_path / "none"))
+
+
+def test_a_hub_name_that_is_not_to_be_had_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="nobody/nothing is neither a folder here nor to be had"):
+        preflight.find_model("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("config.json", None, "no config.json"),
+        ("config.json", "{", "is not JSON"),
+        ("model.safetensors", None, r"no \*\.safetensors"),
+        ("model.safetensors", "torn", "is damaged"),
+        ("tokenizer.json", "{", "tokenizer"),
+    ],
+)
+def test_a_broken_model_names_its_broken_file(model: Path, name: str, content: str | None, expected: str) -> None:
+    if content is None:
+        (model / name).unlink()
+    else:
+        (model / name).write_text(content)
+    with pytest.raises(ModelError, match=expected):
+        preflight.check_model(model)
+
+
+def test_weights_cut_short_are_found(model: Path) -> None:
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged"):
+        preflight.check_model(model)
+
+
+def test_a_tokenizer_without_eos_is_refused(model: Path) -> None:
+    file = model / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    del settings["eos_token"]
+    file.write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="no end-of-sequence token"):
+        preflight.check_model(model)
+
+
+def test_too_little_shared_memory_says_how_much_is_needed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=100 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ResourceError, match=r"shared memory .* has 100 MiB free, the run needs 26\d MiB"):
+        preflight.check_space(model, tmp_path / "runs/a", 3)
+
+
+def test_too_little_disk_says_how_much_is_needed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: real._replace(free=1 << 40 if str(path) == "/dev/shm" else 1 << 20)
+    )
+    with pytest.raises(ResourceError, match=r"5 checkpoints need"):
+        preflight.check_space(model, tmp_path / "runs/a", 3)
+
+
+def test_a_taken_port_is_found_beforehand() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ResourceError, match=r"\[monitor\] port = 0"):
+            preflight.check_port("127.0.0.1", taken.getsockname()[1])
+    preflight.check_port("127.0.0.1", 0)

@@ -1,0 +1,48 @@
+"""The report shows a run without needing anything beside it."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from entrostat import sinks, summary
+from entrostat.directory import create
+from entrostat.report import smooth, write_report
+from tests.made_rows import evaluation_row, metrics_row
+
+
+def test_a_page_holds_its_pictures_and_the_summary(tmp_path: Path) -> None:
+    directory = create(tmp_path / "a", "[run]\n# <b>\n", keep_earlier=False)
+    rows = [metrics_row(step) for step in range(1, 20)]
+    evaluations = [evaluation_row(0, 0.3), evaluation_row(19, 0.6)]
+    sink = sinks.JsonLines(directory)
+    for row in rows:
+        sink.step(row)
+    for evaluation in evaluations:
+        sink.evaluation(evaluation)
+    sink.close()
+    told = summary.summarise(rows, evaluations, seconds=60.0, first_step_seconds=20.0, actor_restarts=0)
+    summary.write(told, directory.summary)
+    page = write_report(directory.path).read_text()
+    assert page.count("data:image/png;base64,") == 7
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "pass@1    0.300 → 0.600" in page
+    assert "&lt;b&gt;" in page
+    assert (directory.report / "entropy.png").stat().st_size > 10_000
+    assert msgspec.json.decode(directory.summary.read_bytes())["steps"] == 19
+    directory.close()
+
+
+def test_a_run_of_one_step_can_be_drawn(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(
+        msgspec.json.encode(metrics_row(1, target_nats=None, difficulty=())) + b"\n"
+    )
+    assert "not finished" in write_report(tmp_path).read_text()
+
+
+def test_smoothing_is_a_trailing_mean() -> None:
+    values = np.arange(20, dtype=np.float64)
+    assert smooth(values, 10)[-1] == pytest.approx(values[-10:].mean())
+    assert smooth(values, 10)[0] == values[0]

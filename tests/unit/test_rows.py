@@ -1,0 +1,109 @@
+"""What a run writes down, and what it comes to."""
+
+from math import comb
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from entrostat import directory as directories
+from entrostat import sinks, summary
+from entrostat.protocol.messages import EvaluationResult, PolicyVersion
+from entrostat.protocol.moments import Moments
+from entrostat.rows import evaluation_row, pass_at, read_metrics
+from tests.made_rows import evaluation_row as made_evaluation
+from tests.made_rows import metrics_row
+
+
+@given(samples=st.integers(1, 12), data=st.data())
+def test_pass_at_k_is_the_closed_form(samples: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, samples))
+    correct = data.draw(st.lists(st.integers(0, samples), min_size=1, max_size=6))
+    exact = np.mean([1 - comb(samples - c, k) / comb(samples, k) for c in correct])
+    assert pass_at(k, np.array(correct), samples) == pytest.approx(exact, abs=1e-12)
+
+
+def result(levels: tuple[str, ...], correct: tuple[int, ...], samples: int = 8) -> EvaluationResult:
+    return EvaluationResult(
+        version=PolicyVersion(branch=0, step=3),
+        levels=levels,
+        correct=correct,
+        samples=samples,
+        mean_tokens=10.0,
+        surprise=Moments(count=1, mean=0.2),
+        statuses=(0, 0, 0, 0, 0),
+        seconds=1.0,
+    )
+
+
+def test_only_trained_levels_make_the_score() -> None:
+    row = evaluation_row(result(("easy", "hard", "hard"), (8, 0, 0)), frozenset({"easy"}))
+    assert (row.pass_at_1, row.pass_at_8, row.prompts) == (1.0, 1.0, 1)
+    assert [(level.level, level.trained, level.pass_at_1) for level in row.levels] == [
+        ("easy", True, 1.0),
+        ("hard", False, 0.0),
+    ]
+
+
+def test_without_a_trained_level_all_count() -> None:
+    assert evaluation_row(result(("a", "b"), (8, 0)), frozenset({"c"})).pass_at_1 == 0.5
+
+
+def test_fewer_than_eight_samples_give_no_pass_at_8() -> None:
+    assert evaluation_row(result(("a",), (2,), samples=4), frozenset()).pass_at_8 is None
+
+
+def test_a_summary_averages_the_first_and_last_ten_steps() -> None:
+    rows = [metrics_row(step) for step in range(1, 31)]
+    evaluations = [made_evaluation(0, 0.3), made_evaluation(30, 0.7)]
+    told = summary.summarise(rows, evaluations, seconds=90.0, first_step_seconds=20.0, actor_restarts=0)
+    assert told.reward_first == pytest.approx(0.3 + 0.01 * 5.5)
+    assert told.reward_last == pytest.approx(0.3 + 0.01 * 25.5)
+    assert (told.pass_at_1_before, told.pass_at_1_after) == (0.3, 0.7)
+    assert told.tokens_per_second == pytest.approx(500.0)
+    assert told.max_mismatch_nats == pytest.approx(3e-5)
+    assert told.max_staleness == 1
+    assert any("pass@8" in line for line in summary.sentences(told))
+
+
+def test_a_summary_without_evaluations_claims_none() -> None:
+    told = summary.summarise([metrics_row(1)], [], seconds=1.0, first_step_seconds=1.0, actor_restarts=0)
+    assert told.pass_at_1_before is None
+    assert told.pass_at_1_after is None
+    assert not any("pass@" in line for line in summary.sentences(told))
+
+
+def test_rewinding_voids_what_came_after(tmp_path: Path) -> None:
+    directory = directories.create(tmp_path / "a", "", keep_earlier=False)
+    sink = sinks.JsonLines(directory)
+    for step in range(1, 6):
+        sink.step(metrics_row(step))
+        sink.evaluation(made_evaluation(step, 0.5))
+    sink.close()
+    sinks.rewind(directory, 3)
+    assert [row.step for row in read_metrics(directory.metrics)] == [1, 2, 3]
+    assert len(directory.evaluations.read_bytes().splitlines()) == 3
+    directory.close()
+
+
+def test_a_row_is_one_line_of_plain_json() -> None:
+    line = msgspec.json.encode(metrics_row(4))
+    assert b"\n" not in line
+    assert msgspec.json.decode(line)["step"] == 4
+
+
+def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    directory = directories.create(tmp_path / "a", "", keep_earlier=False)
+    lines, board = sinks.open_sinks(("tensorboard",), directory)
+    board.step(metrics_row(1))
+    board.step(metrics_row(2))
+    board.close()
+    lines.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "a/tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("reward")] == [1, 2]
+    assert events.Scalars("entropy_nats")[0].value == pytest.approx(metrics_row(1).entropy_nats)
+    directory.close()
