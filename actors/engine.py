@@ -36,7 +36,7 @@ class VllmEngine:
         ModelError: vLLM can't build an engine for this model with these settings.
     """
 
-    def __init__(self, model: ModelSettings, settings: VllmSettings, rollout: RolloutSettings) -> None:
+    def __init__(self, model: ModelSettings, settings: VllmSettings, context: int = 0) -> None:
         began = time.monotonic()
         self._settings = settings
         self._llm = build_engine(model, settings, rollout)
@@ -46,8 +46,7 @@ class VllmEngine:
         self._held: list[Completion] = []  # finished while a probe was scored
         self._served: WeightsManifest | None = None
         self._loads = 0
-        self.max_mismatch = 0.0  # nats: the largest probe difference of any version served
-        self.mismatch = 0.0  # nats: the last one's
+        self._mismatch = 0.0
         self.start_seconds = time.monotonic() - began
 
     @property
@@ -60,6 +59,11 @@ class VllmEngine:
         if self._served is None:
             raise WeightsRefused("the engine serves nothing yet: no version was loaded and verified")
         return self._served.version
+
+    @property
+    def mismatch(self) -> float:
+        """The largest probe difference of the version it serves, nats."""
+        return self._mismatch
 
     @property
     def unfinished(self) -> int:
@@ -119,8 +123,7 @@ class VllmEngine:
             )
         self._held = held + self._held
         self._served = manifest
-        self.mismatch = judgement.difference
-        self.max_mismatch = max(self.max_mismatch, self.mismatch)
+        self._mismatch = judgement.difference
 
     def score(self, sequences: Sequence[Int32]) -> list[Float32]:
         """Log-probs `[n − 1]` of each sequence `[n]`'s tokens after its first, without temperature.

@@ -85,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, metavar="RUN")
     report.set_defaults(command=_report)
 
+    compare = commands.add_parser("compare", help="draw reward and entropy of several runs in one picture")
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    compare.add_argument(
+        "--picture", type=Path, default=Path("comparison.png"), metavar="FILE", help="default: %(default)s"
+    )
+    compare.set_defaults(command=_compare)
+
     doctor = commands.add_parser("doctor", help="look at this machine: what is right, what is wrong, what to do")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -153,10 +160,25 @@ def _samples(chosen: argparse.Namespace) -> int:
 def _report(chosen: argparse.Namespace) -> int:
     from entrostat import report
 
-    if not (chosen.run / "metrics.jsonl").exists():
-        raise RunDirectoryError(f"{chosen.run} has no metrics.jsonl: expected a run directory with at least one step")
+    _check_runs([chosen.run])
     print(report.write_report(chosen.run))
     return 0
+
+
+def _compare(chosen: argparse.Namespace) -> int:
+    from entrostat import report
+
+    _check_runs(chosen.runs)
+    report.write_comparison(chosen.runs, chosen.picture)
+    print(chosen.picture)
+    return 0
+
+
+def _check_runs(runs: Sequence[Path]) -> None:
+    for run in runs:
+        metrics = run / "metrics.jsonl"
+        if not metrics.is_file() or not metrics.stat().st_size:
+            raise RunDirectoryError(f"{run} has no metrics.jsonl: expected a run directory with at least one step")
 
 
 def _doctor(chosen: argparse.Namespace) -> int:

@@ -51,7 +51,7 @@ class EvaluationSettings(Settings, frozen=True, kw_only=True):
 class CheckpointSettings(Settings, frozen=True, kw_only=True):
     """How much of a run survives it."""
 
-    every_steps: CountOrZero = 50  # 0: only at the end
+    every_steps: Count = 50  # and at the end
     keep: Count = 2  # the newest; the best by evaluation is kept besides
 
 
@@ -138,21 +138,19 @@ def stations(config: RunConfig, run_directory: str | Path) -> Stations:
 
 
 def _located(problem: Problem, places: dict[toml.Place, int], overridden: set[toml.Place]) -> str:
-    """`line 12, [learner] lrr: unknown key; …`"""
+    """`line 12: [learner] lrr: unknown key; …`"""
     *section, key = problem.place or ("",)
     shown = ""
     for part in section:
         shown += f" {part + 1}" if isinstance(part, int) else f".{part}" if shown else part
     label = f"[{shown}] {key}" if section else f"[{key}]"
-    if problem.message.startswith("= "):
-        label, problem = label.strip(), problem
+    said = f"{label} {problem.message}" if problem.message.startswith("= ") else f"{label}: {problem.message}"
     if problem.place in overridden:
-        return f"--set, {label}: {problem.message}"
+        return f"--set: {said}"
     # A key that isn't there has no line; its section has.
-    line = next(
-        (places[problem.place[:end]] for end in range(len(problem.place), 0, -1) if problem.place[:end] in places), None
-    )
-    return f"line {line}, {label}: {problem.message}" if line else f"{label}: {problem.message}"
+    nearer = (problem.place[:end] for end in range(len(problem.place), 0, -1))
+    line = next((places[place] for place in nearer if place in places), None)
+    return f"line {line}: {said}" if line else said
 
 
 def _resolved(config: RunConfig, path: Path) -> RunConfig:

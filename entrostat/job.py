@@ -9,6 +9,7 @@ import msgspec
 from entrostat import config as configs
 from entrostat import directory as directories
 from entrostat import preflight, sinks
+from entrostat.actors.tasks.load import load_prompts
 from entrostat.actors.tokenizer import HuggingFaceTokenizer
 from entrostat.cluster import Cluster
 from entrostat.config import RunConfig
@@ -80,8 +81,24 @@ def prepare(config: RunConfig, directory: Path) -> tuple[RunConfig, PromptSet, i
     config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(model)))
     preflight.check_space(model, directory, config.checkpoint.keep)
     preflight.check_port(config.monitor.host, config.monitor.port)
-    prompts, training = configs.prompts(config, HuggingFaceTokenizer(model))
+    prompts, training = read_prompts(config, model)
     return config, prompts, training
+
+
+def read_prompts(config: RunConfig, model: Path) -> tuple[PromptSet, int]:
+    """All prompts of a run, those for training first, and how many these are. No evaluation question is trained on."""
+    tokenizer = HuggingFaceTokenizer(model)
+    options = {
+        "tokenizer": tokenizer,
+        "chat": tokenizer.chat,
+        "context_tokens": preflight.context_tokens(config, model),
+    }
+    training = load_prompts(config.tasks, **options).prompts
+    if not config.evaluation.tasks:
+        return PromptSet(prompts=training), len(training)
+    unseen = load_prompts(config.evaluation.tasks, len(config.tasks), unlike=config.tasks, **options).prompts
+    renumbered = (msgspec.structs.replace(prompt, id=len(training) + prompt.id) for prompt in unseen)
+    return PromptSet(prompts=(*training, *renumbered)), len(training)
 
 
 def _go(
@@ -121,6 +138,7 @@ def _go(
             screen,
             opened,
             evaluation_prompts=prompts.prompts[training:],
+            trained_levels=frozenset(prompt.level for prompt in prompts.prompts[:training]),
             version=version,
             began=began,
         )

@@ -5,7 +5,9 @@ import shutil
 import socket
 from pathlib import Path
 
+from entrostat.config import RunConfig
 from entrostat.protocol.errors import ModelError, ResourceError
+from entrostat.protocol.settings import VllmSettings
 
 SHARED_MEMORY = Path("/dev/shm")
 VERSIONS_IN_MEMORY = 3  # two that actors may still load, one in the making
@@ -49,6 +51,15 @@ def check_model(folder: Path) -> None:
     for file in weights:
         _check_safetensors(file)
     _check_tokenizer(folder)
+
+
+def context_tokens(config: RunConfig, model: Path) -> int | None:
+    """What the policy can hold, prompt and response together; None where nothing says so."""
+    engine = config.rollout.engine
+    if isinstance(engine, VllmSettings) and engine.max_model_tokens:
+        return engine.max_model_tokens
+    limit = json.loads((model / "config.json").read_text()).get("max_position_embeddings")
+    return limit if isinstance(limit, int) else None
 
 
 def check_port(host: str, port: int) -> None:

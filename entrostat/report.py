@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -54,6 +54,31 @@ def write_report(directory: Path) -> Path:
     page = folder / "report.html"
     write_atomically(page, _page(directory, folder, {name: title for name, (title, _) in plots.items()}).encode())
     return page
+
+
+def write_comparison(runs: Sequence[Path], picture: Path) -> None:
+    """Draws the reward and the clamped entropy of several runs over one another.
+
+    Args:
+        runs: run directories; each is called by its folder's name.
+        picture: a PNG file.
+    """
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, run in enumerate(runs):
+        rows = read_metrics(run / "metrics.jsonl")
+        steps, colour = _column(rows, "step"), f"C{number}"
+        for axes, field in ((left, "reward"), (right, "clamped_entropy_nats")):
+            values = _column(rows, field)
+            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+            axes.plot(steps, smooth(values), color=colour, linewidth=2, label=run.name)
+        target = _column(rows, "target_nats")
+        if np.isfinite(target).any():
+            right.plot(steps, target, color=colour, linestyle="--", linewidth=1, label=f"{run.name}: target")
+    _finish(left, "reward", low=0.0)
+    _finish(right, "H̃, nats per token", low=0.0)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=110)
 
 
 def overview(rows: list[MetricsRow], evaluations: list[EvaluationRow]) -> Figure:

@@ -60,6 +60,7 @@ class Run:
         directory: open, and the run's alone.
         cluster: the stations, not yet started.
         evaluation_prompts: the fixed unseen prompts.
+        trained_levels: levels of the training prompts; the scores are made of these.
         version: where the policy stands.
         began: when the command was given, Unix time.
     """
@@ -73,6 +74,7 @@ class Run:
         sinks: list[Sink],
         *,
         evaluation_prompts: tuple[Prompt, ...],
+        trained_levels: frozenset[str],
         version: PolicyVersion,
         began: float,
     ) -> None:
@@ -82,7 +84,7 @@ class Run:
         self._screen = screen
         self._sinks = sinks
         self._evaluation_prompts = evaluation_prompts
-        self._trained_levels = frozenset(task.level or task.dataset for task in config.generated_tasks())
+        self._trained_levels = trained_levels
         self._version = version
         self._began = began
         self._interrupt = Interrupt()

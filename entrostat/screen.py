@@ -166,7 +166,8 @@ class LiveScreen:
         table = Table.grid(padding=(0, 2))
         for label, value, course in self._lines(row):
             table.add_row(Text(label, style="dim"), Text(value, style="bold"), Text(course, style="cyan"))
-        bar = ProgressBar(total=self._total, completed=row.step)
+        bar = Table.grid(expand=True)  # a bar by itself ends no line
+        bar.add_row(ProgressBar(total=self._total, completed=row.step))
         foot = f"step {row.step}/{self._total} · {elapsed} gone · {duration(self._left)} left"
         if self._waiting:
             foot += f" · {self._waiting}"

@@ -42,7 +42,8 @@ class SampleBuffer:
             raise ResourceError(
                 f"the sample buffer holds {len(self)} groups, {self.bytes:,} bytes, and has no room for "
                 f"{frame.nbytes:,} more, its limit is {self._limit:,}: lower batch.prompts, "
-                "rollout.samples_per_prompt, rollout.max_response_tokens or rollout.max_staleness, or use a machine with more memory"
+                "rollout.samples_per_prompt, rollout.max_response_tokens or rollout.max_staleness, or use a machine "
+                "with more memory"
             )
         # A copy: the caller's array is a view of memory that it, or Ray, takes back.
         self._frames[lease_id] = frame.copy()

@@ -4,13 +4,16 @@ All functions take logits `[T, V]` that are already divided by the temperature a
 logits of half precision and in the logits' own precision otherwise. A logit of −inf is a token that can't be drawn.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def full_entropy(logits: Tensor) -> Tensor:
-    """`H = −Σ π log π` with `π = softmax(z)`: `[T, V] → [T]` nats."""
-    return _entropy(_precise(logits))
+    """`H = −Σ π log π` with `π = softmax(z)`: `[T, V] → [T]` nats, gradient `∂H/∂z_a = −π_a (log π_a + H)`."""
+    return _Entropy.apply(_precise(logits))
 
 
 def clamped_entropy(logits: Tensor, drop_fraction: float) -> Tensor:
@@ -18,40 +21,26 @@ def clamped_entropy(logits: Tensor, drop_fraction: float) -> Tensor:
 
     The gradient is `−π̃_a (log π̃_a + H̃)` for kept tokens and exactly 0 for dropped ones; A itself has none.
     """
-    return _entropy(clamp(logits, drop_fraction))
-
-
-def clamp(logits: Tensor, drop_fraction: float) -> Tensor:
-    """The logits with −inf in place of the dropped ones, `[T, V] → [T, V]`."""
-    logits = _precise(logits)
-    dropped = dropped_count(logits.shape[-1], drop_fraction)
-    return logits.masked_fill(~kept_tokens(logits, dropped), -torch.inf) if dropped else logits
+    return entropy_within(logits, kept_tokens(logits, drop_fraction))
 
 
 def clamped_mass(logits: Tensor, drop_fraction: float) -> Tensor:
     """`Σ π` over the dropped tokens, `[T, V] → [T]` in 0–1, without gradient; a tiny mass is not rounded away."""
-    logits = _precise(logits).detach()
-    dropped = dropped_count(logits.shape[-1], drop_fraction)
-    if not dropped:
-        return logits.new_zeros(logits.shape[:-1])
-    outside = logits.masked_fill(kept_tokens(logits, dropped), -torch.inf)
-    return (outside.logsumexp(-1) - logits.logsumexp(-1)).exp()
+    return mass_outside(logits, kept_tokens(logits, drop_fraction))
 
 
-def dropped_count(vocabulary: int, drop_fraction: float) -> int:
-    """`k = floor(p · V)`, at least one token being kept."""
-    return min(int(drop_fraction * vocabulary), vocabulary - 1)
+def kept_tokens(logits: Tensor, drop_fraction: float) -> Tensor | None:
+    """The set A as `[T, V] bool`, or None where nothing is dropped.
 
-
-def kept_tokens(logits: Tensor, dropped: int) -> Tensor:
-    """The set A: True for exactly `V − dropped` tokens of each row, `[T, V] → [T, V] bool`.
-
-    The smallest logits are dropped, ranked in float32; among equals at the cut those with the highest ids go.
+    The `k = floor(p · V)` smallest logits are dropped (at least one token is kept), ranked in float32; among equals at
+    the cut those with the highest ids go, so that exactly V − k are kept.
     """
-    ranked = logits.detach().float()
+    vocabulary = logits.shape[-1]
+    dropped = min(int(drop_fraction * vocabulary), vocabulary - 1)
     if not dropped:
-        return torch.ones_like(ranked, dtype=torch.bool)
-    kept = ranked.shape[-1] - dropped
+        return None
+    ranked = logits.detach().float()
+    kept = vocabulary - dropped
     cut = ranked.kthvalue(dropped + 1, dim=-1, keepdim=True).values
     keep = ranked >= cut
     crowded = (keep.sum(-1) > kept).nonzero().squeeze(-1)
@@ -61,6 +50,20 @@ def kept_tokens(logits: Tensor, dropped: int) -> Tensor:
     return keep
 
 
+def entropy_within(logits: Tensor, keep: Tensor | None) -> Tensor:
+    """`clamped_entropy` for a set A that is already known."""
+    logits = _precise(logits)
+    return _Entropy.apply(logits if keep is None else logits.masked_fill(~keep, -torch.inf))
+
+
+def mass_outside(logits: Tensor, keep: Tensor | None) -> Tensor:
+    """`clamped_mass` for a set A that is already known."""
+    logits = _precise(logits.detach())
+    if keep is None:
+        return logits.new_zeros(logits.shape[:-1])
+    return logits.softmax(-1).masked_fill(keep, 0.0).sum(-1)
+
+
 def _without_surplus(ranked: Tensor, cut: Tensor, kept: int) -> Tensor:
     """All above the cut, and of those equal to it the lowest ids until `kept` tokens are there: `[R, V] bool`."""
     above, equal = ranked > cut, ranked == cut
@@ -68,12 +71,23 @@ def _without_surplus(ranked: Tensor, cut: Tensor, kept: int) -> Tensor:
     return above | (equal & (equal.cumsum(-1) <= room))
 
 
-def _entropy(logits: Tensor) -> Tensor:
-    """`−Σ π log π`, `[T, V] → [T]` nats; −inf logits contribute nothing, neither to the value nor to the gradient."""
-    logprobs = logits - logits.logsumexp(-1, keepdim=True)
-    # 0 · (−inf) is NaN: a token without probability enters with a finite factor instead.
-    finite = logprobs.masked_fill(logits == -torch.inf, 0.0)
-    return -(logprobs.exp() * finite).sum(-1)
+class _Entropy(torch.autograd.Function):
+    """`[T, V] → [T]` with the closed form of its gradient: two passes over the logits instead of a dozen."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        logprobs = logits.log_softmax(-1)
+        # 0 · (−inf) is NaN: a token without probability enters with a finite factor instead.
+        finite = logprobs.masked_fill(logits == -torch.inf, 0.0)
+        entropy = -(logprobs.exp() * finite).sum(-1)
+        ctx.save_for_backward(logprobs, finite, entropy)
+        return entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        logprobs, finite, entropy = ctx.saved_tensors
+        return logprobs.exp() * (finite + entropy[:, None]) * -gradient[:, None]
 
 
 def _precise(logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from entrostat.learner.entropy import clamped_entropy, clamped_mass, full_entropy
+from entrostat.learner.entropy import entropy_within, full_entropy, kept_tokens, mass_outside
 from entrostat.protocol.settings import ClampedEntropy, EstimatorSettings
 
 # Up to so many logits (64 MiB in float32) the forward pass keeps them: computing them twice costs more than it saves.
@@ -58,11 +58,11 @@ def _rows(
     # Half precision is too coarse for sums over a vocabulary.
     logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
     logprob = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
-    if isinstance(estimator, ClampedEntropy):
-        with torch.no_grad():
-            entropy, mass = full_entropy(logits), clamped_mass(logits, estimator.drop_fraction)
-        clamped = clamped_entropy(logits, estimator.drop_fraction)
-    else:
-        clamped = full_entropy(logits)
-        entropy, mass = clamped.detach(), torch.zeros_like(logprob)
-    return {"logprob": logprob, "entropy": entropy, "clamped_entropy": clamped, "clamped_mass": mass.detach()}
+    keep = kept_tokens(logits, estimator.drop_fraction) if isinstance(estimator, ClampedEntropy) else None
+    clamped = entropy_within(logits, keep)
+    return {
+        "logprob": logprob,
+        "entropy": clamped.detach() if keep is None else full_entropy(logits.detach()),
+        "clamped_entropy": clamped,
+        "clamped_mass": mass_outside(logits, keep),
+    }

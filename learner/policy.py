@@ -117,10 +117,11 @@ def freeze(policy: Policy) -> Policy:
 
 def _without_dropout(model: Any) -> None:
     model.eval()
+    module: Any
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
+        elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
 
 

@@ -46,6 +46,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def mismatch(self) -> float:
+        """The largest probe difference of the version it serves, nats."""
+        ...
+
+    @property
     def unfinished(self) -> int:
         """Requests submitted and not yet returned or aborted."""
         ...

@@ -1,0 +1,98 @@
+"""When an actor speaks to its controller: at once when there is news, else at an interval; never two at a time."""
+
+import logging
+
+from entrostat.protocol.errors import StationLost
+from entrostat.protocol.messages import GroupReport, PolicyVersion, Pulse, PulseReply
+from entrostat.protocol.ports import ControllerPort
+
+log = logging.getLogger(__name__)
+
+LEASE_SHARE = 0.1  # of lease_seconds: the longest silence, so that a lost pulse or two cost no lease
+LONGEST_SECONDS = 0.25  # so that a new version is heard of soon
+HUNGRY_SECONDS = 0.05  # between two requests for leases when there were none
+FIRST_RETRY_SECONDS = 0.5
+FAILURES_UNTIL_LOST = 6  # in a row, with doubling pauses between
+
+
+class Pulses:
+    """The conversation with the controller. Reports are kept until a reply shows that they arrived."""
+
+    def __init__(self, controller: ControllerPort, slot: int, incarnation: int, lease_seconds: float) -> None:
+        self._controller = controller
+        self._slot = slot
+        self._incarnation = incarnation
+        self._interval = min(LONGEST_SECONDS, LEASE_SHARE * lease_seconds)
+        self._reports: list[GroupReport] = []
+        self._sent: int | None = None  # how many reports the pulse under way carries; None without one
+        self._failures = 0
+        self._next_at = 0.0
+        self._hungry_at = 0.0
+
+    def report(self, report: GroupReport) -> None:
+        """Queues a report for the next pulse."""
+        self._reports.append(report)
+
+    def forget(self, lease_ids: set[int]) -> None:
+        """Drops queued reports of leases that ended."""
+        if self._sent is None:
+            self._reports = [report for report in self._reports if report.lease_id not in lease_ids]
+
+    @property
+    def unreported(self) -> int:
+        """Reports whose arrival is not confirmed."""
+        return len(self._reports)
+
+    def send_if_due(self, now: float, version: PolicyVersion, room: int, running: tuple[int, ...]) -> bool:
+        """Sends a pulse if none is under way and there is a reason to; returns whether it did."""
+        news = self._failures == 0 and (self._reports or (room > 0 and now >= self._hungry_at))
+        if self._sent is not None or not (news or now >= self._next_at):
+            return False
+        self._sent = len(self._reports)
+        self._controller.send(
+            Pulse(
+                slot=self._slot,
+                incarnation=self._incarnation,
+                version=version,
+                room=room,
+                running=running,
+                reports=tuple(self._reports),
+            )
+        )
+        return True
+
+    def receive(self, now: float) -> PulseReply | None:
+        """The reply to the pulse under way, once it is there.
+
+        Raises:
+            StationLost: a newer incarnation holds the slot, or the controller stays silent.
+        """
+        if self._sent is None:
+            return None
+        try:
+            reply = self._controller.receive()
+        except StationLost as error:
+            self._retry_later(now, error)
+            return None
+        if reply is None:
+            return None
+        if reply.fenced:
+            raise StationLost(
+                f"rollout actor {self._slot}: a newer incarnation holds the slot, so incarnation {self._incarnation} stops"
+            )
+        del self._reports[: self._sent]
+        self._sent, self._failures = None, 0
+        self._next_at = now + self._interval
+        self._hungry_at = now if reply.leases else now + HUNGRY_SECONDS
+        return reply
+
+    def _retry_later(self, now: float, error: StationLost) -> None:
+        self._sent = None
+        self._failures += 1
+        if self._failures == FAILURES_UNTIL_LOST:
+            raise StationLost(
+                f"rollout actor {self._slot}: the controller did not answer {self._failures} times in a row; {error}"
+            ) from error
+        pause = FIRST_RETRY_SECONDS * 2 ** (self._failures - 1)
+        log.warning("the controller did not answer (%s); again in %.1f s", error, pause)
+        self._next_at = now + pause

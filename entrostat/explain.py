@@ -1,0 +1,296 @@
+"""What a configuration would do, in one vocabulary: prompts, samples, tokens, optimizer steps, staleness."""
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+from entrostat.actors.tasks.jsonl import count_rows
+from entrostat.config import RunConfig
+from entrostat.contradictions import ModelFacts, model_facts, prompt_count
+from entrostat.protocol.settings import (
+    AnchoredLaw,
+    BandLaw,
+    ClampedEntropy,
+    FixedLaw,
+    FullEntropy,
+    Jsonl,
+    SimulatedSettings,
+    TaskSettings,
+    ThermostatLaw,
+    VllmSettings,
+)
+
+Line: TypeAlias = tuple[str, str]  # what, and what about it
+
+GIB = 1 << 30
+BYTES = {"float32": 4, "bfloat16": 2}
+VERSIONS_IN_MEMORY = 3  # two that actors may still load, one in the making
+SHARED_GPU_SHARE = 0.8  # of its memory: an engine that takes more leaves a learner beside it nothing
+
+
+def explain(config: RunConfig) -> str:
+    """The effective configuration in words and numbers; loads nothing, and says what isn't on this machine."""
+    facts = model_facts(config.model.path)
+    sections = {
+        f"run {config.run.name}": _run(config),
+        "policy": _policy(config, facts),
+        "prompts": _prompts(config),
+        "one optimizer step": _step(config),
+        "staleness": _staleness(config),
+        "entropy": _entropy(config),
+        "verdicts": _verdicts(config),
+        "evaluation": _evaluation(config),
+        "memory": _memory(config, facts),
+    }
+    parts = [_section(title, list(lines)) for title, lines in sections.items()]
+    notes = list(_notes(config, facts))
+    if notes:
+        parts.append("worth knowing\n" + "\n".join(f"  · {note}" for note in notes))
+    return "\n\n".join(parts)
+
+
+def _section(title: str, lines: list[Line]) -> str:
+    width = max(len(what) for what, _ in lines)
+    return "\n".join([title, *(f"  {what:<{width}}  {about}" for what, about in lines)])
+
+
+def _run(config: RunConfig) -> Iterator[Line]:
+    run, checkpoint = config.run, config.checkpoint
+    yield "optimizer steps", f"{run.steps:,}"
+    yield "directory", f"{Path(run.directory, run.name)}, seen from where the command is called"
+    yield "seed", f"{run.seed}"
+    kept = f"the newest {checkpoint.keep}" if checkpoint.keep > 1 else "the newest"
+    yield "checkpoints", f"every {checkpoint.every_steps} steps and at the end; {kept} and the best are kept"
+    yield "stalled", f"after {run.stall_seconds:g} s without an optimizer step: exit code 3"
+
+
+def _policy(config: RunConfig, facts: ModelFacts | None) -> Iterator[Line]:
+    yield "model", config.model.path
+    yield "numbers", config.model.dtype
+    if facts is None:
+        yield "on this machine", "no: nothing is said below about its size and context"
+        return
+    parameters = parameter_count(config.model.path)
+    if parameters:
+        yield "parameters", f"{parameters:,}"
+    yield (
+        "vocabulary",
+        f"{facts.vocab_size:,} tokens: an entropy of at most {math.log(max(facts.vocab_size, 1)):.2f} nats",
+    )
+    yield "context", f"{_context(config, facts):,} tokens, prompt and response together"
+
+
+def _prompts(config: RunConfig) -> Iterator[Line]:
+    for number, task in enumerate(config.tasks, start=1):
+        yield f"task {number}", _task(task)
+    prompts = prompt_count(config.tasks)
+    if prompts is None:
+        yield "together", "not known: a file is not on this machine"
+        return
+    yield "together", f"{prompts:,} prompts"
+    epochs = config.run.steps * config.batch.prompts / prompts
+    order = "shuffled in each epoch" if config.batch.shuffle else "in their order"
+    yield "epochs", f"{epochs:.2f}: each prompt is sampled {epochs:.1f} times on average, {order}"
+
+
+def _task(task: TaskSettings) -> str:
+    if isinstance(task, Jsonl):
+        rows = count_rows(task)
+        return f"{task.path}: {'not on this machine' if rows is None else f'{rows:,} problems'}"
+    parameters = ", ".join(f"{key} {value}" for key, value in task.parameters.items())
+    named = f"{task.dataset} ({parameters})" if parameters else task.dataset
+    return f"{task.size:,} generated problems of {named}, level {task.level or task.dataset!r}"
+
+
+def _step(config: RunConfig) -> Iterator[Line]:
+    rollout, learner = config.rollout, config.learner
+    samples = config.batch.prompts * rollout.samples_per_prompt
+    yield "prompts", f"{config.batch.prompts:,}"
+    yield "samples", f"{samples:,}: a group of {rollout.samples_per_prompt} for each prompt"
+    longest = samples * rollout.max_response_tokens
+    yield (
+        "tokens",
+        f"at most {longest:,}: {rollout.max_response_tokens:,} in a response, drawn at T = {rollout.temperature:g}",
+    )
+    yield (
+        "micro-batches",
+        f"of at most {learner.microbatch_tokens:,} tokens, padding included; one update after all of them",
+    )
+    yield "learning rate", _learning_rate(config)
+    yield "truncated responses", _truncated(config)
+    yield "ratio clipped to", f"{1 - learner.clip_low:g} … {1 + learner.clip_high:g}"
+    if learner.kl_coefficient:
+        yield "KL", f"{learner.kl_coefficient:g} × KL to the starting policy, which stays in memory"
+
+
+def _learning_rate(config: RunConfig) -> str:
+    learner = config.learner
+    warm = f"after {learner.warmup_steps} steps of warm-up, " if learner.warmup_steps else ""
+    if learner.schedule == "constant":
+        return f"{learner.lr:g}, {warm}constant"
+    return f"{learner.lr:g}, {warm}{learner.schedule} down to {learner.lr * learner.final_lr_ratio:g}"
+
+
+def _truncated(config: RunConfig) -> str:
+    match config.learner.truncated:
+        case "mask":
+            return "cut by the length limit: their tokens teach nothing; their reward counts in the group's mean"
+        case "penalise":
+            return f"cut by the length limit: their reward is lowered by {config.learner.truncation_penalty:g}"
+        case "keep":
+            return "cut by the length limit: treated like any other"
+
+
+def _staleness(config: RunConfig) -> Iterator[Line]:
+    rollout = config.rollout
+    most = rollout.max_staleness
+    meaning = "on-policy: actors wait for each update" if most == 0 else "actors sample on while the learner updates"
+    yield "most versions", f"{most}: {meaning}"
+    groups = rollout.actors * rollout.groups_in_flight
+    yield "in flight", f"at most {groups:,} groups, on {rollout.actors} actor{'s' if rollout.actors > 1 else ''}"
+    yield "leases", f"end after {rollout.lease_seconds:g} s without a sign of life; the prompt is then sampled again"
+
+
+def _entropy(config: RunConfig) -> Iterator[Line]:
+    entropy = config.entropy
+    match entropy.estimator:
+        case ClampedEntropy(drop_fraction=share):
+            yield "bonus on", f"H̃: entropy without the {share:.0%} of the vocabulary with the smallest logits"
+        case FullEntropy():
+            yield "bonus on", "H: entropy over the whole vocabulary"
+    yield "law", _law(config)
+    if isinstance(entropy.law, FixedLaw) and entropy.law.coefficient == 0:
+        return
+    if entropy.weight.form == "uniform":
+        yield "prompts' weights", "all the same"
+    else:
+        yield (
+            "prompts' weights",
+            f"{entropy.weight.form}: prompts solved less often than {entropy.weight.threshold:.0%} get more",
+        )
+
+
+def _law(config: RunConfig) -> str:
+    match config.entropy.law:
+        case FixedLaw(coefficient=0.0):
+            return "fixed at 0: no entropy control; expect the entropy to fall as the policy learns"
+        case FixedLaw(coefficient=coefficient):
+            return f"fixed: a coefficient of {coefficient:g}, whatever the entropy does"
+        case BandLaw() as law:
+            return (
+                f"band (AEnt): from {law.initial:g}, moved only while the entropy is outside "
+                f"{law.low:g} … {law.high:g} nats, within {law.floor:g} … {law.ceiling:g}"
+            )
+        case AnchoredLaw() as law:
+            return f"anchored (AER): an integral law towards {law.anchor:g} · H_0, within 0 … {law.ceiling:g}"
+        case ThermostatLaw() as law:
+            low, high = law.balance * law.floor_ratio, law.balance * law.ceiling_ratio
+            return (
+                f"thermostat: measures H_0 over {law.anchor_orders} steps without a bonus, then holds "
+                f"{law.anchor:g} · H_0 with a coefficient around {law.balance:g}, within {low:g} … {high:g}"
+            )
+
+
+def _verdicts(config: RunConfig) -> Iterator[Line]:
+    kinds = {"math-verify" if isinstance(task, Jsonl) else "the dataset's own scorer" for task in config.tasks}
+    verifier = config.verifier
+    yield (
+        "by",
+        f"{' and '.join(sorted(kinds))}, in {verifier.processes} process{'es' if verifier.processes > 1 else ''}",
+    )
+    yield "deadline", f"{verifier.deadline_seconds:g} s for one response; a hanging one is killed and worth 0"
+    yield "warning", f"when more than {verifier.alarm_share:.0%} of verdicts are unparsable, time-outs or errors"
+
+
+def _evaluation(config: RunConfig) -> Iterator[Line]:
+    evaluation = config.evaluation
+    if not evaluation.tasks:
+        yield "none", "add [[evaluation.tasks]] to measure the policy on unseen prompts"
+        return
+    for number, task in enumerate(evaluation.tasks, start=1):
+        yield f"task {number}", _task(task)
+    between = f", and every {evaluation.every_steps} steps" if evaluation.every_steps else ""
+    yield "when", f"before and after the run{between}"
+    count = prompt_count(evaluation.tasks)
+    together = "" if count is None else f", {count * evaluation.samples:,} together"
+    yield "samples", f"{evaluation.samples} per prompt{together}: pass@1 and pass@{evaluation.samples}"
+
+
+def _memory(config: RunConfig, facts: ModelFacts | None) -> Iterator[Line]:
+    parameters = parameter_count(config.model.path) if facts else 0
+    size = BYTES[config.model.dtype]
+    if parameters:
+        yield (
+            "weights",
+            f"{_size(parameters * size)}; with gradients and AdamW's moments {_size(parameters * (2 * size + 8))}",
+        )
+    if config.learner.transport == "shared_memory" and parameters:
+        yield "shared memory", f"{_size(VERSIONS_IN_MEMORY * parameters * size)} for weights on their way to the actors"
+    if config.learner.transport == "ipc":
+        yield (
+            "weights' way",
+            "ipc: the engine reads the learner's memory on the same GPU; nothing is copied to the host",
+        )
+    if facts and facts.vocab_size:
+        rows = min(config.learner.head_chunk_tokens, config.learner.microbatch_tokens)
+        yield "logits at once", f"{_size(rows * facts.vocab_size * 4)}: {rows:,} tokens × {facts.vocab_size:,}, float32"
+    match config.rollout.engine:
+        case VllmSettings() as engine:
+            cache = f"{engine.kv_cache_gib} GiB for keys and values on a CPU"
+            yield "engine", f"vLLM: {engine.memory_share:.0%} of a GPU's memory, or {cache}"
+        case SimulatedSettings():
+            yield "engine", "simulated: no model is loaded for sampling"
+
+
+def _notes(config: RunConfig, facts: ModelFacts | None) -> Iterator[str]:
+    rollout, law = config.rollout, config.entropy.law
+    groups = rollout.actors * rollout.groups_in_flight
+    if groups < config.batch.prompts:
+        rounds = math.ceil(config.batch.prompts / groups)
+        yield f"only {groups} of a step's {config.batch.prompts} groups are in flight at once: {rounds} rounds a step"
+    if isinstance(law, BandLaw | AnchoredLaw):
+        yield "a purely integral law is undamped where entropy falls by itself: expect it to swing around its target"
+    if isinstance(law, ThermostatLaw | AnchoredLaw) and law.anchor > 1:
+        yield f"anchor = {law.anchor:g} sets the target above the entropy the policy starts with"
+    engine = rollout.engine
+    if (
+        config.learner.transport == "ipc"
+        and isinstance(engine, VllmSettings)
+        and engine.memory_share > SHARED_GPU_SHARE
+    ):
+        yield f"the engine takes {engine.memory_share:.0%} of the GPU it shares with the learner: lower memory_share"
+    if facts is None:
+        yield f"the model {config.model.path} is not in a folder here: a run would look for it on the Hugging Face hub"
+    for task in (*config.tasks, *config.evaluation.tasks):
+        if isinstance(task, Jsonl) and count_rows(task) is None:
+            yield f"{task.path} is not here: a run would end at once, with exit code 2"
+
+
+def _context(config: RunConfig, facts: ModelFacts) -> int:
+    engine = config.rollout.engine
+    chosen = engine.max_model_tokens if isinstance(engine, VllmSettings) else 0
+    return chosen or facts.max_position_embeddings
+
+
+def parameter_count(folder: str) -> int:
+    """Numbers in a folder's safetensors, from their headers; 0 where there are none, or none that can be read."""
+    total = 0
+    for path in Path(folder).glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = file.read(8)
+            if len(header) < 8:
+                return 0
+            (length,) = struct.unpack("<Q", header)
+            try:
+                tensors = json.loads(file.read(min(length, 1 << 27)))
+            except ValueError:
+                return 0
+        total += sum(math.prod(tensor["shape"]) for name, tensor in tensors.items() if name != "__metadata__")
+    return total
+
+
+def _size(count: float) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / (1 << 20):.0f} MiB"

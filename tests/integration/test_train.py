@@ -1,0 +1,155 @@
+"""Whole runs, as a user starts them: the real engine for three steps, the simulated one for the rest."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from entrostat.learner import checkpoint
+from entrostat.rows import read_evaluations, read_metrics
+from entrostat.summary import Summary
+
+DEADLINE_SECONDS = 240
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "entrostat", *arguments]
+
+
+def entrostat(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command(*arguments), cwd=folder, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False
+    )
+
+
+def train(folder: Path, *arguments: str) -> str:
+    done = entrostat(folder, "train", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def real_run(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three optimizer steps with vLLM, Ray, the learner and weights."""
+    folder = tmp_path_factory.mktemp("real")
+    train(
+        folder,
+        str(repository / "deploy/runs/quickstart.toml"),
+        *("--run", "run", "--set", "run.steps=3", "--set", "batch.prompts=8", "--set", "evaluation.samples=2"),
+    )
+    return folder / "run"
+
+
+def test_the_real_loop_trains_three_steps(real_run: Path) -> None:
+    rows = read_metrics(real_run / "metrics.jsonl")
+    assert [row.step for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert 0.0 <= row.reward <= 1.0
+        assert row.entropy_nats >= row.clamped_entropy_nats > 0.0
+        assert row.tokens > 0
+        assert row.gradient_norm > 0.0
+        assert row.staleness_max <= 1
+    assert len({row.entropy_nats for row in rows}) == 3
+
+
+def test_vllm_and_the_learner_agree(real_run: Path) -> None:
+    summary = msgspec.json.decode((real_run / "summary.json").read_bytes(), type=Summary)
+    assert 0.0 < summary.max_mismatch_nats <= 1e-4
+    # What was sampled under the first weights is scored under the same weights by the first step.
+    assert read_metrics(real_run / "metrics.jsonl")[0].drift_max_nats <= 1e-4
+
+
+def test_it_evaluates_before_and_after(real_run: Path) -> None:
+    rows = read_evaluations(real_run / "evaluations.jsonl")
+    assert [row.step for row in rows] == [0, 3]
+    assert all(row.prompts == 200 for row in rows)
+    assert {level.level for level in rows[0].levels if not level.trained} == {"6 terms"}
+
+
+def test_the_run_directory_is_complete(real_run: Path) -> None:
+    names = {path.name for path in real_run.iterdir()}
+    assert {"config.toml", "metrics.jsonl", "summary.json", "report", "checkpoints", "samples", "logs"} <= names
+    assert "run.json" not in names  # it is no longer alive
+    assert not list(Path("/dev/shm").glob(f"entrostat-quickstart-*{os.getpid()}*"))
+    assert (real_run / "report/report.html").stat().st_size > 100_000
+
+
+def test_its_checkpoint_is_whole_and_loads_as_a_model(real_run: Path) -> None:
+    newest = checkpoint.newest(real_run / "checkpoints")
+    assert newest is not None
+    assert checkpoint.verify(newest).step == 3
+    assert (newest / "policy/model.safetensors").exists()
+
+
+def test_its_samples_can_be_read(real_run: Path) -> None:
+    done = entrostat(real_run.parent, "samples", "run", "--step", "2")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"reward \d", done.stdout)
+    assert "nats/token" in done.stdout
+    wrong = entrostat(real_run.parent, "samples", "run", "--status", "wrong").stdout
+    assert "correct, reward" not in wrong
+
+
+def test_resuming_a_finished_run_says_so(real_run: Path) -> None:
+    before = (real_run / "metrics.jsonl").read_bytes()
+    assert "is finished" in train(real_run.parent, "--resume", "run")
+    assert (real_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_goes_on_with_more_steps(real_run: Path) -> None:
+    train(real_run.parent, "--resume", "run", "--set", "run.steps=4")
+    rows = read_metrics(real_run / "metrics.jsonl")
+    assert [(row.step, row.branch) for row in rows] == [(1, 0), (2, 0), (3, 0), (4, 1)]
+
+
+def test_a_damaged_checkpoint_is_refused(real_run: Path) -> None:
+    newest = checkpoint.newest(real_run / "checkpoints")
+    assert newest is not None
+    file = newest / "policy/model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    before = (real_run / "metrics.jsonl").read_bytes()
+    done = entrostat(real_run.parent, "train", "--resume", "run", "--set", "run.steps=6")
+    assert done.returncode == 2
+    assert "model.safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (real_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_simulated_run_makes_twenty_steps_in_a_minute(repository: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    train(tmp_path, str(repository / "deploy/runs/simulated.toml"), "--run", "run")
+    assert time.monotonic() - began < 60
+    rows = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert len(rows) >= 20
+    assert max(row.staleness_max for row in rows) <= 1
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(repository: Path, tmp_path: Path) -> None:
+    config = str(repository / "deploy/runs/simulated.toml")
+    arguments = ["train", config, "--run", "run", "--set", "run.steps=500"]
+    with subprocess.Popen(
+        command(*arguments), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while len(read_metrics(tmp_path / "run/metrics.jsonl")) < 3:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130, said
+    assert "--resume" in said
+    steps = len(read_metrics(tmp_path / "run/metrics.jsonl"))
+    assert (tmp_path / f"run/checkpoints/step-{steps}").is_dir()
+    train(tmp_path, "--resume", "run", "--set", f"run.steps={steps + 2}")
+    rows = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [row.step for row in rows] == list(range(1, steps + 3))
+    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == steps + 2

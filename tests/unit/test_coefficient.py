@@ -1,0 +1,319 @@
+"""The control laws, against the papers' updates, against a small plant, and against bad measurements."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from entrostat.controller.coefficient import (
+    FixedState,
+    LawState,
+    Measurement,
+    ThermostatState,
+    anchored_step,
+    band_step,
+    gains,
+    initial_state,
+    law_step,
+    read,
+)
+from entrostat.protocol.errors import ConfigError
+from entrostat.protocol.messages import PolicyVersion
+from entrostat.protocol.settings import AnchoredLaw, BandLaw, FixedLaw, LawSettings, ThermostatLaw
+
+ENTROPY = st.floats(0.0, 12.0)
+THERMOSTAT = ThermostatLaw(balance=0.1, drift=0.008, anchor=0.7)
+LAWS: tuple[LawSettings, ...] = (
+    FixedLaw(coefficient=1e-3),
+    BandLaw(initial=2e-3, floor=6e-4, ceiling=9e-3, low=0.15, high=0.24, rate=2e-3),
+    AnchoredLaw(),
+    THERMOSTAT,
+)
+
+
+def measured(step: int, entropy: float, tokens: int = 100, branch: int = 0) -> Measurement:
+    return Measurement(version=PolicyVersion(branch=branch, step=step), entropy=entropy, tokens=tokens)
+
+
+def fed(law: LawSettings, entropies: list[float]) -> list[LawState]:
+    states = [initial_state(law)]
+    for step, entropy in enumerate(entropies):
+        states.append(law_step(law, states[-1], measured(step, entropy)))
+    return states
+
+
+# ── the papers' steps ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.floats(6e-4, 9e-3), ENTROPY, st.floats(0.0, 1.0))
+@settings(max_examples=80, deadline=None)
+def test_the_band_step_is_the_papers_update(coefficient: float, entropy: float, pull: float) -> None:
+    low, high, rate, floor, ceiling, initial = 0.15, 0.24, 2e-3, 6e-4, 9e-3, 2e-3
+    below = entropy - low if entropy < low else 0.0
+    above = entropy - high if entropy > high else 0.0
+    moved = coefficient - rate * (below + above + pull * (coefficient - initial))
+    expected = floor if moved < floor else ceiling if moved > ceiling else moved
+    got = band_step(
+        coefficient, entropy, low=low, high=high, rate=rate, floor=floor, ceiling=ceiling, initial=initial, pull=pull
+    )
+    assert got == pytest.approx(expected, rel=1e-12)
+
+
+@given(st.floats(6e-4, 9e-3), st.floats(0.15, 0.24))
+@settings(max_examples=40, deadline=None)
+def test_the_band_holds_inside(coefficient: float, entropy: float) -> None:
+    got = band_step(coefficient, entropy, low=0.15, high=0.24, rate=2e-3, floor=6e-4, ceiling=9e-3)
+    assert got == coefficient
+
+
+def test_the_band_pushes_back_from_either_side() -> None:
+    box: dict[str, Any] = {"low": 0.15, "high": 0.24, "rate": 2e-3, "floor": 6e-4, "ceiling": 9e-3}
+    assert band_step(2e-3, 0.05, **box) > 2e-3
+    assert band_step(2e-3, 0.50, **box) < 2e-3
+
+
+@given(st.floats(0.0, 2.0), ENTROPY, st.floats(0.0, 3.0), st.floats(1e-4, 1.0))
+@settings(max_examples=80, deadline=None)
+def test_the_anchored_step_is_the_papers_update_and_never_negative(
+    coefficient: float, entropy: float, target: float, rate: float
+) -> None:
+    got = anchored_step(coefficient, entropy, target=target, rate=rate)
+    moved = coefficient + rate * (target - entropy)
+    assert got == pytest.approx(moved if moved > 0 else 0.0, rel=1e-12, abs=1e-15)
+    assert got >= 0.0
+    assert anchored_step(coefficient, entropy, target=target, rate=rate, ceiling=0.5) <= 0.5
+
+
+@pytest.mark.parametrize("entropy", [math.nan, math.inf, -math.inf])
+def test_the_bare_steps_stand_still_without_a_number(entropy: float) -> None:
+    assert band_step(2e-3, entropy, low=0.1, high=0.2, rate=1.0, floor=0.0, ceiling=1.0) == 2e-3
+    assert anchored_step(2e-3, entropy, target=0.1, rate=1.0) == 2e-3
+
+
+def test_settings_that_contradict_each_other_have_a_name() -> None:
+    with pytest.raises(ConfigError, match="low < high"):
+        band_step(0.1, 0.1, low=0.2, high=0.1, rate=1.0, floor=0.0, ceiling=1.0)
+    with pytest.raises(ConfigError, match="low < high"):
+        band_step(0.1, 0.1, low=0.1, high=0.2, rate=math.nan, floor=math.nan, ceiling=1.0)
+    with pytest.raises(ConfigError, match="initial"):
+        band_step(0.1, 0.1, low=0.1, high=0.2, rate=1.0, floor=0.0, ceiling=1.0, pull=0.5)
+    with pytest.raises(ConfigError, match="finite target"):
+        anchored_step(0.1, 0.1, target=math.nan, rate=1.0)
+
+
+# ── every law ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize(
+    "bad",
+    [
+        measured(9, math.nan),
+        measured(9, math.inf),
+        measured(9, -0.5),
+        measured(9, 0.1, tokens=0),
+        measured(4, 0.1),
+        measured(3, 0.1),
+    ],
+)
+def test_a_bad_measurement_freezes_the_coefficient_and_is_counted(law: LawSettings, bad: Measurement) -> None:
+    before = fed(law, [0.14, 0.13, 0.12, 0.11, 0.10])[-1]
+    after = law_step(law, before, bad)
+    assert read(law, after).frozen == 1
+    assert after.coefficient == before.coefficient
+    # The state without its counter is untouched: the next good measurement finds it as it was.
+    clean, late = law_step(law, before, measured(10, 0.09)), law_step(law, after, measured(10, 0.09))
+    assert clean.coefficient == late.coefficient
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_new_branch_is_newer_than_any_step_of_the_old_one(law: LawSettings) -> None:
+    state = fed(law, [0.1] * 6)[-1]
+    assert read(law, law_step(law, state, measured(2, 0.1, branch=1))).frozen == 0
+
+
+@given(st.lists(st.one_of(ENTROPY, st.just(math.nan)), max_size=30), st.sampled_from(LAWS))
+@settings(max_examples=80, deadline=None)
+def test_no_stream_of_entropies_makes_a_coefficient_that_is_not_a_number(
+    entropies: list[float], law: LawSettings
+) -> None:
+    for state in fed(law, entropies):
+        assert math.isfinite(state.coefficient)
+        assert state.coefficient >= 0.0
+
+
+def test_a_fixed_coefficient_stays_and_the_initial_entropy_is_known() -> None:
+    law = FixedLaw(coefficient=0.02)
+    state = fed(law, [0.3, 0.2, 0.1])[-1]
+    assert read(law, state) == (0.02, None, None, None, 0.3, 0, False, 0)
+
+
+def test_the_band_law_waits_for_its_warm_up() -> None:
+    law = BandLaw(initial=2e-3, floor=6e-4, ceiling=9e-3, low=0.15, high=0.24, rate=2e-3, warmup_steps=3)
+    coefficients = [state.coefficient for state in fed(law, [0.01] * 5)]
+    assert coefficients[:4] == [2e-3] * 4
+    assert coefficients[4] > 2e-3
+    assert (read(law, fed(law, [])[0]).low, read(law, fed(law, [])[0]).high) == (0.15, 0.24)
+
+
+def test_the_anchored_law_aims_below_the_first_entropy() -> None:
+    law = AnchoredLaw(anchor=0.4, rate=0.1)
+    states = fed(law, [1.0, 0.5, 0.2, 0.1])
+    assert [read(law, state).target for state in states] == [None, 0.4, 0.4, 0.4, 0.4]
+    assert [state.coefficient for state in states] == pytest.approx([0.0, 0.0, 0.0, 0.02, 0.05])
+
+
+def test_a_state_of_another_law_is_refused() -> None:
+    with pytest.raises(ConfigError, match="FixedState came to a ThermostatLaw"):
+        law_step(ThermostatLaw(balance=0.1, drift=0.01, anchor_orders=1), initial_state(FixedLaw()), measured(0, 0.1))
+    assert isinstance(initial_state(FixedLaw()), FixedState)
+
+
+# ── the thermostat ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ThermostatByTheBook:
+    """The law as its formulas stand, with lists for memory."""
+
+    def __init__(self, *, anchor: float, c: float, a: float, lag: int, beta1: float) -> None:
+        theta = lag + 1 + 0.5 / (1 - beta1)
+        self.kp = sorted((1.0, 1 / (2 * a * theta), 12.0))[1]
+        self.ki = self.kp / (8 * theta)
+        self.anchor, self.c, self.a = anchor, c, a
+        self.first: list[float] = []
+        self.f: list[float] = []
+        self.integral = 0.0
+        self.engaged = False
+
+    def alpha(self, entropy: float) -> float:
+        if len(self.first) < 3:
+            self.first.append(entropy)
+            if len(self.first) < 3:
+                return 0.0
+        x = math.log(entropy / (self.anchor * sum(self.first) / 3))
+        self.f.append(x if not self.f else self.f[-1] + (x - self.f[-1]) / 2)
+        f = self.f[-1]
+        self.engaged = self.engaged or f < 0.25 or len(self.f) - 1 >= 1 / self.a
+        braked = self.engaged and x > max(math.log(1.5), math.log(1 / self.anchor) + 0.1)
+        u = self.integral - self.kp * f
+        step = -self.ki * sorted((-0.25, f, 0.25))[1]
+        stuck = (u >= math.log(10) and step > 0) or ((u <= math.log(0.01) or braked) and step < 0)
+        if self.engaged and not stuck:
+            self.integral = sorted((math.log(0.01), self.integral + step, math.log(10)))[1]
+        return 0.0 if braked else self.c * math.exp(sorted((math.log(0.01), u, math.log(10)))[1])
+
+
+@given(st.lists(st.floats(0.01, 0.6), min_size=4, max_size=60), st.integers(1, 8), st.floats(0.001, 0.1))
+@settings(max_examples=60, deadline=None)
+def test_the_thermostat_is_its_formulas(entropies: list[float], lag: int, drift: float) -> None:
+    law = ThermostatLaw(balance=0.1, drift=drift, anchor=0.7, lag=lag)
+    oracle = ThermostatByTheBook(anchor=0.7, c=0.1, a=drift, lag=lag, beta1=0.9)
+    for state, entropy in zip(fed(law, entropies)[1:], entropies, strict=True):
+        assert state.coefficient == pytest.approx(oracle.alpha(entropy), rel=1e-9)
+
+
+@given(st.lists(ENTROPY, max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_the_thermostat_stays_in_its_box_or_at_nothing(entropies: list[float]) -> None:
+    for state in fed(THERMOSTAT, entropies):
+        assert isinstance(state, ThermostatState)
+        assert state.coefficient == 0.0 or 0.001 * (1 - 1e-9) <= state.coefficient <= 1.0 * (1 + 1e-9)
+        assert math.log(0.01) <= state.integral <= math.log(10)
+
+
+def test_the_initial_entropy_is_the_token_mean_of_the_first_orders_without_a_bonus() -> None:
+    state = initial_state(THERMOSTAT)
+    for step, (entropy, tokens) in enumerate([(0.1, 100), (0.2, 300), (0.4, 600)]):
+        assert state.coefficient == 0.0
+        assert read(THERMOSTAT, state).initial_entropy is None
+        state = law_step(THERMOSTAT, state, measured(step, entropy, tokens))
+    assert read(THERMOSTAT, state).initial_entropy == pytest.approx(0.31)
+    assert read(THERMOSTAT, state).target == pytest.approx(0.7 * 0.31)
+    assert state.coefficient > 0.0
+
+
+def test_the_optimizers_momentum_lowers_the_gains() -> None:
+    assert gains(drift=0.01, lag=1, momentum=0.0) == pytest.approx((12.0, 12.0 / 20.0))
+    assert gains(drift=0.01, lag=1, momentum=0.9) == pytest.approx((50 / 7, 50 / 49 / 8))
+    law = ThermostatLaw(balance=0.1, drift=0.02)
+    calm, eager = initial_state(law, momentum=0.95), initial_state(law, momentum=0.8)
+    for step, entropy in enumerate([0.1, 0.1, 0.1, 0.06, 0.06, 0.06]):
+        calm, eager = (law_step(law, state, measured(step, entropy)) for state in (calm, eager))
+    assert eager.coefficient > calm.coefficient > law.balance
+
+
+def simulate(
+    law: ThermostatLaw, *, steps: int, drift: float = 0.008, balance: float = 0.1, dead: range = range(0)
+) -> list[tuple[float, ThermostatState]]:
+    """Entropies, and the states they lead to, of a plant `ln H ← ln H − â + â·m/ĉ`, m the coefficient `lag − 1` orders
+    late, behind momentum 0.9.
+
+    In the orders of `dead` the bonus does nothing.
+    """
+    state = initial_state(law)
+    entropy, momentum, queue = 0.135, 0.0, [0.0] * (law.lag - 1)
+    course = []
+    for step in range(steps):
+        state = law_step(law, state, measured(step, entropy))
+        assert isinstance(state, ThermostatState)
+        course.append((entropy, state))
+        queue.append(state.coefficient)
+        momentum = 0.9 * momentum + 0.1 * queue.pop(0)
+        push = 0.0 if step in dead else momentum / balance
+        entropy *= math.exp(drift * (push - 1.0))
+    return course
+
+
+@pytest.mark.parametrize("lag", [1, 2, 4, 8])
+def test_the_thermostat_settles_at_its_target(lag: int) -> None:
+    course = simulate(ThermostatLaw(balance=0.1, drift=0.008, lag=lag), steps=300)
+    errors = [abs(entropy / (0.7 * (state.intake.initial_entropy or math.nan)) - 1.0) for entropy, state in course]
+    assert max(errors[150:]) < 0.05
+
+
+@pytest.mark.parametrize("lag", [1, 2, 4, 8])
+@pytest.mark.parametrize("wrong", [1 / 3, 3.0])
+def test_a_balance_wrong_threefold_is_found_by_the_integral(lag: int, wrong: float) -> None:
+    course = simulate(ThermostatLaw(balance=0.1 * wrong, drift=0.008, lag=lag), steps=400)
+    errors = [abs(entropy / (0.7 * (state.intake.initial_entropy or math.nan)) - 1.0) for entropy, state in course]
+    assert sum(errors[150:]) / len(errors[150:]) < 0.05
+    assert errors[-1] < 0.02
+
+
+def test_the_integral_does_not_wind_up_while_the_bonus_does_nothing() -> None:
+    course = simulate(THERMOSTAT, steps=400, dead=range(100, 200))
+    entropies = [entropy for entropy, _ in course]
+    target = read(THERMOSTAT, course[-1][1]).target or math.nan
+    assert min(entropies) < 0.5 * target  # it did fall away, for a hundred orders …
+    assert course[199][1].integral < 0.3  # … and the box would have let it go to 2.3
+    assert entropies[-1] == pytest.approx(target, rel=0.05)
+
+
+def test_saturation_stops_the_integral() -> None:
+    states = fed(THERMOSTAT, [0.135] * 3 + [0.09] * 5 + [0.001] * 100)
+    saturated = [state for state in states if isinstance(state, ThermostatState) and state.ceiling_orders > 0]
+    assert len({state.integral for state in saturated}) <= 2  # of the last order before it and since
+    assert read(THERMOSTAT, states[-1]).ceiling_orders == len(saturated) >= 90
+    assert states[-1].coefficient == pytest.approx(1.0)
+
+
+def test_the_brake_takes_the_bonus_away_when_entropy_explodes() -> None:
+    states = fed(THERMOSTAT, [0.135] * 3 + [0.09] * 5 + [0.3])
+    assert read(THERMOSTAT, states[-1]).brake
+    assert states[-1].coefficient == 0.0
+    released = law_step(THERMOSTAT, states[-1], measured(99, 0.09))
+    assert not read(THERMOSTAT, released).brake
+    assert released.coefficient > 0.0
+
+
+def test_the_brake_waits_until_the_law_has_engaged() -> None:
+    states = fed(THERMOSTAT, [0.135] * 3 + [0.3])
+    assert not read(THERMOSTAT, states[-1]).brake
+    assert states[-1].coefficient > 0.0
+
+
+def test_a_policy_without_entropy_is_answered_with_the_ceiling() -> None:
+    states = fed(THERMOSTAT, [0.1] * 3 + [0.0] * 3)
+    assert states[-1].coefficient == pytest.approx(1.0)

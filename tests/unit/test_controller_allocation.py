@@ -1,0 +1,90 @@
+"""How an order's bonus is shared: normalised, capped, and nothing where it would do harm."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from entrostat.controller.allocation import allocate
+from entrostat.protocol.messages import GroupReport, PolicyVersion, Status
+from entrostat.protocol.moments import Moments
+from entrostat.protocol.settings import WeightSettings
+
+
+def group(correct: int, *, samples: int = 4, tokens: int = 10, surprise: float = 0.1) -> GroupReport:
+    statuses: tuple[Status, ...] = ("correct",) * correct + ("wrong",) * (samples - correct)
+    return GroupReport(
+        lease_id=0,
+        prompt_id=0,
+        slot=0,
+        incarnation=1,
+        started=PolicyVersion(branch=0, step=0),
+        rewards=tuple(float(status == "correct") for status in statuses),
+        statuses=statuses,
+        lengths=(tokens,) * samples,
+        surprise=Moments(count=tokens * samples, mean=surprise),
+        truncated=0,
+    )
+
+
+def shares(
+    weights: list[float], groups: list[GroupReport], **changes: float
+) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    bounds = WeightSettings(**{"all_wrong_share": 1.0, **changes})  # type: ignore[arg-type]
+    return allocate(np.array(weights), groups, initial_entropy=1.0, settings=bounds)  # type: ignore[return-value]
+
+
+def test_weights_are_normalised_by_tokens() -> None:
+    groups = [group(1, tokens=10), group(2, tokens=30)]
+    got = shares([1.0, 0.5], groups)
+    # Σ n w = 40·1 + 120·0.5 = 100, N = 160.
+    assert got == pytest.approx([1.6, 0.8])
+    assert (40 * got[0] + 120 * got[1]) / 160 == pytest.approx(1.0)
+
+
+def test_no_group_exceeds_the_cap() -> None:
+    got = shares([1.0] + [0.01] * 30, [group(1)] * 31, cap=4.0)
+    assert got[0] == 4.0
+    assert got[1] < 1.0
+
+
+def test_an_order_without_an_advantage_signal_gets_no_bonus() -> None:
+    assert shares([1.0, 0.5], [group(0), group(4)]).tolist() == [0.0, 0.0]
+    assert shares([1.0, 0.5], [group(0), group(3)])[0] > 0.0
+
+
+def test_a_group_that_is_too_random_gets_no_bonus_and_the_others_no_more() -> None:
+    calm, wild = group(2, surprise=1.9), group(2, surprise=2.1)
+    assert shares([0.5, 0.5], [calm, wild]).tolist() == [1.0, 0.0]
+    free = allocate(np.array([0.5, 0.5]), [calm, wild], initial_entropy=None, settings=WeightSettings())
+    assert free.tolist() == [1.0, 1.0]
+
+
+def test_all_wrong_groups_hold_at_most_their_share() -> None:
+    got = shares([1.0, 1.0, 1.0, 0.5], [group(0), group(0), group(0), group(2)], all_wrong_share=0.25)
+    assert got[:3].sum() == pytest.approx(0.25 * got.sum())
+    assert shares([1.0, 1.0], [group(0), group(2)], all_wrong_share=0.0)[0] == 0.0
+
+
+def test_weights_that_are_all_nothing_stay_nothing() -> None:
+    assert shares([0.0, 0.0], [group(1), group(2)]).tolist() == [0.0, 0.0]
+
+
+GROUPS = st.lists(
+    st.tuples(st.floats(0.0, 1.0), st.integers(0, 4), st.integers(0, 50), st.floats(0.0, 3.0)), min_size=1, max_size=12
+)
+
+
+@given(GROUPS, st.floats(0.0, 1.0), st.floats(1.0, 8.0))
+@settings(max_examples=80, deadline=None)
+def test_every_bound_holds_whatever_comes(drawn: list[tuple[float, int, int, float]], share: float, cap: float) -> None:
+    groups = [group(correct, tokens=tokens, surprise=surprise) for _, correct, tokens, surprise in drawn]
+    got = shares([weight for weight, *_ in drawn], groups, all_wrong_share=share, cap=cap)
+    tokens = np.array([4 * tokens for _, _, tokens, _ in drawn], dtype=np.float64)
+    mass = tokens * got
+    wrong = np.array([correct == 0 for _, correct, *_ in drawn])
+    assert np.all(np.isfinite(got))
+    assert np.all((got >= 0.0) & (got <= cap))
+    assert mass.sum() <= tokens.sum() * (1 + 1e-9)
+    assert mass[wrong].sum() <= share * mass.sum() * (1 + 1e-9) + 1e-9
+    assert not any(weight for weight, (*_, surprise) in zip(got, drawn, strict=True) if surprise > 2.0)
