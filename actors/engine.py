@@ -19,7 +19,7 @@ from entrostat.protocol.arrays import Float32, Int32
 from entrostat.protocol.errors import Stalled, StationLost, TaskError, WeightsRefused
 from entrostat.protocol.messages import PolicyVersion, WeightsManifest
 from entrostat.protocol.ports import Completion, SampleRequest
-from entrostat.protocol.settings import ModelSettings, RolloutSettings, VllmSettings
+from entrostat.protocol.settings import ModelSettings, VllmSettings
 
 SCORE_SECONDS = 300.0  # at most for one probe
 
@@ -30,16 +30,15 @@ class VllmEngine:
     Args:
         model: which policy to build; its own weights are never served, `load` brings the first version.
         settings: the engine's section.
-        rollout: for the samples a prompt gets.
 
     Raises:
         ModelError: vLLM can't build an engine for this model with these settings.
     """
 
-    def __init__(self, model: ModelSettings, settings: VllmSettings, context: int = 0) -> None:
+    def __init__(self, model: ModelSettings, settings: VllmSettings) -> None:
         began = time.monotonic()
         self._settings = settings
-        self._llm = build_engine(model, settings, rollout)
+        self._llm = build_engine(model, settings)
         self._context: int = self._llm.model_config.max_model_len
         self._requests: dict[str, SampleRequest] = {}
         self._scores: dict[str, Float32 | None] = {}

@@ -1,54 +1,48 @@
 """How a vLLM engine is started: its process's environment, its arguments."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from entrostat.protocol.errors import ModelError
-from entrostat.protocol.settings import ModelSettings, RolloutSettings, VllmSettings
-
-CPU_ENVIRONMENT = {
-    "TORCH_COMPILE_DISABLE": "1",  # compiling costs the first generation many seconds, and a CPU gains little
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other stations live on these cores too
-}
-QUIET_ENVIRONMENT = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-}
+from entrostat.protocol.settings import ModelSettings, VllmSettings
 
 
 def prepare_environment(model: ModelSettings, settings: VllmSettings) -> None:
-    """Sets what vLLM reads when it is imported; to be called before that. What the user has set stays."""
-    import torch
-
+    """Sets what vLLM and its processes read; to be called before vLLM is imported. What the user has set stays."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if settings.own_process else "0"
-    wanted = dict(QUIET_ENVIRONMENT)
-    if not torch.cuda.is_available():
-        torch._dynamo.config.disable = True  # the variable below is read once, and may have been already
-        wanted |= CPU_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib)}
-        torch.set_num_threads(settings.threads)
-    if os.path.isdir(model.path):  # noqa: PTH112
+    wanted = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other stations live on these cores too
+    }
+    if Path(model.path).is_dir():
         wanted["HF_HUB_OFFLINE"] = "1"
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
 
 
-def build_engine(model: ModelSettings, settings: VllmSettings, rollout: RolloutSettings) -> Any:
+def build_engine(model: ModelSettings, settings: VllmSettings) -> Any:
     """A `vllm.LLMEngine` with our weight-transfer backend.
 
     Raises:
         ModelError: vLLM can't build an engine for this model with these settings.
     """
     prepare_environment(model, settings)
-    import torch
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from entrostat.actors import weight_plugin
 
     # The entry point does this too, in every process of vLLM; here it also serves a tree that is not installed.
     weight_plugin.register()
+    on_cpu: bool = current_platform.is_cpu()
+    if on_cpu:
+        weight_plugin.settle_on_cpu(settings.threads)
     arguments = EngineArgs(
         model=model.path,
         dtype=model.dtype,
@@ -66,7 +60,7 @@ def build_engine(model: ModelSettings, settings: VllmSettings, rollout: RolloutS
         disable_log_stats=True,
         use_tqdm_on_load=False,
         # vLLM's chunked prefill can't be seeded on a CPU ("CPU Generator does not use offset").
-        enable_chunked_prefill=torch.cuda.is_available(),
+        enable_chunked_prefill=not on_cpu,
     )
     try:
         engine = LLMEngine.from_engine_args(arguments, enable_multiprocessing=settings.own_process)
@@ -76,5 +70,4 @@ def build_engine(model: ModelSettings, settings: VllmSettings, rollout: RolloutS
             "rollout.engine.max_model_tokens, or raise memory_share (kv_cache_gib on a CPU)"
         ) from error
     engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
-    del rollout
     return engine

@@ -1,6 +1,7 @@
 """A version's flat buffer in shared memory: mapped without a copy, and held against its checksums."""
 
 import mmap
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,21 @@ import xxhash
 
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import WeightsRefused
-from entrostat.protocol.messages import SharedFile, TensorSpec
+from entrostat.protocol.messages import CudaMemory, SharedFile, TensorSpec
+
+
+def check_host(location: SharedFile | CudaMemory) -> None:
+    """Memory of another machine can't be mapped.
+
+    Raises:
+        WeightsRefused: the buffer lies on another host.
+    """
+    here = socket.gethostname()
+    if location.host != here:
+        raise WeightsRefused(
+            f"the weights lie in the memory of host {location.host}, this actor runs on {here}: "
+            "rollout actors must run on the learner's machine"
+        )
 
 
 def map_file(location: SharedFile, expected_bytes: int) -> UInt8:
@@ -19,8 +34,9 @@ def map_file(location: SharedFile, expected_bytes: int) -> UInt8:
     ever copied, and a stray write could not reach the file.
 
     Raises:
-        WeightsRefused: the file is gone, or shorter than the manifest says.
+        WeightsRefused: the file is on another host, gone, or shorter than the manifest says.
     """
+    check_host(location)
     try:
         with Path(location.path).open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -39,7 +55,7 @@ def map_file(location: SharedFile, expected_bytes: int) -> UInt8:
 
 def damaged(buffer: UInt8, tensors: Sequence[TensorSpec]) -> list[str]:
     """Names of the tensors whose bytes in `buffer` lie outside it or don't have their checksum (xxh3-64)."""
-    view = memoryview(buffer)
+    view = buffer.data
     return [
         spec.name
         for spec in tensors

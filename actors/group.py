@@ -42,7 +42,7 @@ class Verdicts:
         return tuple(verdict for verdict in self._found if verdict is not None)
 
 
-class Sampling(msgspec.Struct, kw_only=True):
+class HeldLease(msgspec.Struct, kw_only=True):
     """A lease that this actor holds."""
 
     lease: Lease

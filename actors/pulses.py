@@ -78,7 +78,8 @@ class Pulses:
             return None
         if reply.fenced:
             raise StationLost(
-                f"rollout actor {self._slot}: a newer incarnation holds the slot, so incarnation {self._incarnation} stops"
+                f"rollout actor {self._slot}: a newer incarnation holds the slot, "
+                f"so incarnation {self._incarnation} stops"
             )
         del self._reports[: self._sent]
         self._sent, self._failures = None, 0

@@ -4,21 +4,19 @@
 station; when there is nothing to do it sleeps for some milliseconds, or until an evaluation comes.
 """
 
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Protocol
 
 import msgspec
 
-from entrostat.actors.evaluation import Evaluation
-from entrostat.actors.group import Sampling, Verdicts, report_of, split
+from entrostat.actors.evaluation import Evaluations, EvaluationTicket
+from entrostat.actors.group import HeldLease, Verdicts, report_of, split
 from entrostat.actors.pulses import Pulses
+from entrostat.actors.seams import Seams
 from entrostat.actors.updates import Updates
 from entrostat.protocol import metrics
-from entrostat.protocol.errors import EntrostatError, Stalled
+from entrostat.protocol.errors import EntrostatError
 from entrostat.protocol.messages import (
     ActorView,
     EvaluationRequest,
@@ -28,44 +26,13 @@ from entrostat.protocol.messages import (
     Prompt,
     Rollout,
     Samples,
-    Verdict,
     WeightsManifest,
 )
-from entrostat.protocol.metrics import Metric
-from entrostat.protocol.ports import BufferPort, ControllerPort, Engine, SampleRequest, Tokenizer
+from entrostat.protocol.ports import SampleRequest
 from entrostat.protocol.settings import RolloutSettings
 
 IDLE_SECONDS = 0.005
-EVALUATION_SECONDS = 900.0  # at most for one; it keeps new weights waiting
 BACKLOG = 2  # leases held, judged ones included, at most this many times those in flight
-
-
-class Verifiers(Protocol):
-    """Judges responses somewhere else; both calls return at once."""
-
-    def submit(self, ticket: object, prompt: Prompt, text: str) -> None:
-        """Queues a response."""
-        ...
-
-    def collect(self) -> list[tuple[object, Verdict]]:
-        """Verdicts since the last call, with their tickets."""
-        ...
-
-
-class Meter(Protocol):
-    """Where measurements go; `protocol.metrics.Exporter` is one."""
-
-    def add(self, metric: Metric, amount: float = 1.0, **labels: str) -> None:
-        """Counts up."""
-        ...
-
-    def set(self, metric: Metric, value: float, **labels: str) -> None:
-        """Sets a gauge."""
-        ...
-
-    def observe(self, metric: Metric, value: float, **labels: str) -> None:
-        """Enters a value in a histogram."""
-        ...
 
 
 class LeaseTicket(msgspec.Struct, frozen=True):
@@ -73,26 +40,6 @@ class LeaseTicket(msgspec.Struct, frozen=True):
 
     lease_id: int
     index: int
-
-
-class EvaluationTicket(msgspec.Struct, frozen=True):
-    """One sample of an evaluation, in the verifiers' hands."""
-
-    serial: int
-    number: int
-    index: int
-
-
-class Seams(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything an actor works with."""
-
-    engine: Engine
-    controller: ControllerPort
-    buffer: BufferPort
-    verifiers: Verifiers
-    tokenizer: Tokenizer
-    meter: Meter
-    clock: Callable[[], float] = time.monotonic
 
 
 class RolloutWorker:
@@ -126,14 +73,10 @@ class RolloutWorker:
         self._engine = seams.engine
         self._pulses = Pulses(seams.controller, slot, incarnation, settings.lease_seconds)
         self._updates = Updates(seams.engine)
-        self._waiting: deque[Sampling] = deque()  # leases of a version that is not served yet
-        self._leases: dict[int, Sampling] = {}  # every lease held, the waiting ones too
-        self._requests: dict[str, int | tuple[int, int]] = {}  # lease id, or evaluation's serial and prompt number
-        self._drawing = 0  # leases in the engine
-        self._asked: deque[Evaluation] = deque()
-        self._evaluation: Evaluation | None = None
-        self._serial = 0
-        self._changed = threading.Condition()
+        self._waiting: deque[HeldLease] = deque()  # leases of a version that is not served yet
+        self._leases: dict[int, HeldLease] = {}  # every lease held, the waiting ones too
+        self._requests: dict[str, int] = {}  # those in the engine → lease id
+        self._evaluations = Evaluations(seams, settings.groups_in_flight, settings.max_response_tokens)
         self._draining = False
         self._tokens = 0
         self._updates.load_first(first)
@@ -143,11 +86,7 @@ class RolloutWorker:
 
     def evaluate(self, request: EvaluationRequest) -> Future[EvaluationResult]:
         """Queues an evaluation; it shares the engine with the leases, and no weights are loaded while it runs."""
-        evaluation = Evaluation(request)
-        with self._changed:
-            self._asked.append(evaluation)
-            self._changed.notify()
-        return evaluation.answer
+        return self._evaluations.ask(request)
 
     def drain(self) -> None:
         """Asks for no more leases from now on."""
@@ -156,7 +95,7 @@ class RolloutWorker:
     @property
     def idle(self) -> bool:
         """It holds no lease and no evaluation, and everything has been reported."""
-        return not (self._leases or self._evaluation or self._asked or self._pulses.unreported)
+        return not self._leases and not self._pulses.unreported and self._evaluations.idle
 
     def view(self, *, engine_seconds: float, metrics_port: int) -> ActorView:
         """What people look at."""
@@ -165,7 +104,7 @@ class RolloutWorker:
             incarnation=self._incarnation,
             version=self._engine.version,
             tokens=self._tokens,
-            requests=self._drawing,
+            requests=len(self._requests),
             updates=self._updates.served,
             refused_updates=self._updates.refused,
             update_seconds=self._updates.last_seconds,
@@ -187,23 +126,17 @@ class RolloutWorker:
         self._hear(now)
         self._update(now)
         self._submit_leases(now)
-        self._evaluate(now)
+        self._evaluations.advance(now)
         worked = self._sample()
         self._judge()
         self._confirm()
         self._speak()
         if not worked:
-            with self._changed:
-                if not self._asked:
-                    self._changed.wait(IDLE_SECONDS)
+            self._evaluations.wait(IDLE_SECONDS)
 
     def abandon(self, error: EntrostatError) -> None:
         """The loop ended: whoever waits for an evaluation is told why."""
-        with self._changed:
-            evaluations = [*self._asked, *([self._evaluation] if self._evaluation else [])]
-            self._asked.clear()
-        for evaluation in evaluations:
-            evaluation.answer.set_exception(error)
+        self._evaluations.abandon(error)
 
     def _hear(self, now: float) -> None:
         reply = self._pulses.receive(now)
@@ -213,24 +146,20 @@ class RolloutWorker:
         if reply.manifest is not None:
             self._updates.want(reply.manifest)
         for lease in reply.leases:
-            sampling = Sampling(lease=lease, prompt=self._prompts[lease.prompt_id])
-            self._leases[lease.id] = sampling
-            self._waiting.append(sampling)
+            held = HeldLease(lease=lease, prompt=self._prompts[lease.prompt_id])
+            self._leases[lease.id] = held
+            self._waiting.append(held)
 
     def _end(self, lease_ids: Sequence[int]) -> None:
         """Leases that are no longer ours: their work is forgotten wherever it stands."""
         ended = [self._leases.pop(id) for id in lease_ids if id in self._leases]
-        self._engine.abort([name for one in ended if self._withdraw(name := _name(one.lease))])
+        drawn = [name for one in ended if self._requests.pop(name := _name(one.lease), None) is not None]
+        self._engine.abort(drawn)
         self._pulses.forget(set(lease_ids))
         self._waiting = deque(one for one in self._waiting if one.lease.id in self._leases)
 
-    def _withdraw(self, name: str) -> bool:
-        found = self._requests.pop(name, None) is not None
-        self._drawing -= found
-        return found
-
     def _update(self, now: float) -> None:
-        if self._evaluation is not None:
+        if self._evaluations.running:
             return
         served = self._updates.load_if_due(now)
         if served is not None:
@@ -247,105 +176,51 @@ class RolloutWorker:
     def _submit_leases(self, now: float) -> None:
         """Leases wait for the version they were granted under: their staleness was counted from it."""
         while self._waiting and self._waiting[0].lease.version <= self._engine.version:
-            sampling = self._waiting.popleft()
-            lease = sampling.lease
-            sampling.prompt_tokens = self._seams.tokenizer.encode(sampling.prompt.text)
-            sampling.started, sampling.submitted_at = self._engine.version, now
+            held = self._waiting.popleft()
+            lease = held.lease
+            held.prompt_tokens = self._seams.tokenizer.encode(held.prompt.text)
+            held.started, held.submitted_at = self._engine.version, now
             self._engine.submit(
                 SampleRequest(
                     id=_name(lease),
-                    prompt_tokens=sampling.prompt_tokens,
+                    prompt_tokens=held.prompt_tokens,
                     samples=lease.samples,
                     temperature=self._settings.temperature,
                     max_tokens=self._settings.max_response_tokens,
                     seed=lease.seed,
-                    prompt=sampling.prompt,
+                    prompt=held.prompt,
                 )
             )
             self._requests[_name(lease)] = lease.id
-            self._drawing += 1
-
-    def _evaluate(self, now: float) -> None:
-        """Begins an evaluation, keeps as many of its prompts in the engine as leases may be, and ends it."""
-        evaluation = self._evaluation
-        if evaluation is None:
-            with self._changed:
-                evaluation = self._evaluation = self._asked.popleft() if self._asked else None
-            if evaluation is None:
-                return
-            self._serial += 1
-            evaluation.version, evaluation.began_at = self._engine.version, now
-        request = evaluation.request
-        while evaluation.sampling < self._settings.groups_in_flight and (found := evaluation.next_prompt()):
-            number, prompt = found
-            name = f"evaluation-{self._serial}-{number}"
-            self._engine.submit(
-                SampleRequest(
-                    id=name,
-                    prompt_tokens=self._seams.tokenizer.encode(prompt.text),
-                    samples=request.samples,
-                    temperature=request.temperature,
-                    max_tokens=self._settings.max_response_tokens,
-                    seed=request.seed + number,
-                    prompt=prompt,
-                )
-            )
-            self._requests[name] = (self._serial, number)
-        seconds = now - evaluation.began_at
-        if evaluation.complete:
-            evaluation.answer.set_result(evaluation.result(self._engine.version, seconds))
-            self._evaluation = None
-        elif seconds > EVALUATION_SECONDS:
-            names = [name for name, whose in self._requests.items() if isinstance(whose, tuple)]
-            self._engine.abort(names)
-            for name in names:
-                del self._requests[name]
-            evaluation.answer.set_exception(
-                Stalled(
-                    f"an evaluation of {len(request.prompts)} prompts took longer than {EVALUATION_SECONDS:.0f} s: "
-                    "evaluate on fewer prompts or samples"
-                )
-            )
-            self._evaluation = None
 
     def _sample(self) -> bool:
         """One step of the engine; what it finished goes to the verifiers. Returns whether there was work."""
         if not self._engine.unfinished:
             return False
         for completion in self._engine.step():
-            whose = self._requests.pop(completion.id)
             tokens = int(completion.samples.lengths.sum())
             self._tokens += tokens
             self._seams.meter.add(metrics.ROLLOUT_TOKENS, tokens)
-            if isinstance(whose, int):
-                self._drawing -= 1
-                self._lease_sampled(self._leases[whose], completion.samples)
-            elif self._evaluation is not None:
-                serial, number = whose
-                self._evaluation.sampled(number, completion.samples)
-                prompt = self._evaluation.request.prompts[number]
-                for index, text in enumerate(self._texts(completion.samples)):
-                    self._seams.verifiers.submit(EvaluationTicket(serial, number, index), prompt, text)
+            if not self._evaluations.take(completion):
+                self._sampled(self._leases[self._requests.pop(completion.id)], completion.samples)
         return True
 
-    def _lease_sampled(self, sampling: Sampling, samples: Samples) -> None:
-        assert sampling.started is not None
-        assert sampling.prompt_tokens is not None
-        sampling.verdicts = Verdicts(sampling.lease.samples)
-        sampling.rollout = Rollout(
-            lease=sampling.lease,
+    def _sampled(self, held: HeldLease, samples: Samples) -> None:
+        assert held.started is not None
+        assert held.prompt_tokens is not None
+        held.verdicts = Verdicts(held.lease.samples)
+        held.rollout = Rollout(
+            lease=held.lease,
             slot=self._slot,
             incarnation=self._incarnation,
-            started=sampling.started,
-            prompt_tokens=sampling.prompt_tokens,
+            started=held.started,
+            prompt_tokens=held.prompt_tokens,
             samples=samples,
-            seconds=self._seams.clock() - sampling.submitted_at,
+            seconds=self._seams.clock() - held.submitted_at,
         )
-        for index, text in enumerate(self._texts(samples)):
-            self._seams.verifiers.submit(LeaseTicket(sampling.lease.id, index), sampling.prompt, text)
-
-    def _texts(self, samples: Samples) -> list[str]:
-        return [self._seams.tokenizer.decode(tokens) for tokens in split(samples)]
+        for index, tokens in enumerate(split(samples)):
+            text = self._seams.tokenizer.decode(tokens)
+            self._seams.verifiers.submit(LeaseTicket(held.lease.id, index), held.prompt, text)
 
     def _judge(self) -> None:
         """Takes in verdicts; a group that is complete goes to the buffer."""
@@ -353,33 +228,32 @@ class RolloutWorker:
             self._seams.meter.add(metrics.ROLLOUT_SAMPLES, status=verdict.status)
             self._seams.meter.observe(metrics.VERIFY_SECONDS, verdict.seconds)
             if isinstance(ticket, EvaluationTicket):
-                if self._evaluation is not None and ticket.serial == self._serial:
-                    self._evaluation.judged(ticket.number, ticket.index, verdict)
+                self._evaluations.judged(ticket, verdict)
                 continue
             assert isinstance(ticket, LeaseTicket)
-            sampling = self._leases.get(ticket.lease_id)
-            if sampling is None or sampling.verdicts is None or sampling.rollout is None:
+            held = self._leases.get(ticket.lease_id)
+            if held is None or held.verdicts is None or held.rollout is None:
                 continue  # the lease ended meanwhile
-            sampling.verdicts.enter(ticket.index, verdict)
-            if sampling.verdicts.complete:
-                sampling.group = Group(rollout=sampling.rollout, verdicts=sampling.verdicts.all())
-                self._seams.buffer.send(sampling.group)
+            held.verdicts.enter(ticket.index, verdict)
+            if held.verdicts.complete:
+                held.group = Group(rollout=held.rollout, verdicts=held.verdicts.all())
+                self._seams.buffer.send(held.group)
 
     def _confirm(self) -> None:
         """Groups that lie in the buffer are reported; with that the lease is done here."""
         for lease_id in self._seams.buffer.stored():
-            sampling = self._leases.pop(lease_id, None)
-            if sampling is not None and sampling.group is not None:
-                self._pulses.report(report_of(sampling.group))
-                seconds = self._seams.clock() - sampling.submitted_at
+            held = self._leases.pop(lease_id, None)
+            if held is not None and held.group is not None:
+                self._pulses.report(report_of(held.group))
+                seconds = self._seams.clock() - held.submitted_at
                 self._seams.meter.observe(metrics.ROLLOUT_GROUP_SECONDS, seconds)
 
     def _speak(self) -> None:
         limit = self._settings.groups_in_flight
-        in_flight = self._drawing + len(self._waiting)
+        in_flight = len(self._requests) + len(self._waiting)
         room = 0 if self._draining else max(0, min(limit - in_flight, BACKLOG * limit - len(self._leases)))
         if self._pulses.send_if_due(self._seams.clock(), self._engine.version, room, tuple(self._leases)):
-            self._seams.meter.set(metrics.ROLLOUT_RUNNING, self._drawing)
+            self._seams.meter.set(metrics.ROLLOUT_RUNNING, len(self._requests))
 
 
 def _name(lease: Lease) -> str:

@@ -12,7 +12,7 @@ from entrostat.protocol.ports import SampleRequest
 
 
 def sampling_parameters(request: SampleRequest) -> Any:
-    """vLLM's parameters for one request: `n = G` samples, the drawn tokens' log-probs, nothing to be detokenised."""
+    """The parameters of one request: `n = G` samples, the drawn tokens' log-probs, nothing to be detokenised."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -30,7 +30,7 @@ def sampling_parameters(request: SampleRequest) -> Any:
 
 
 def scoring_parameters() -> Any:
-    """vLLM's parameters to score a prompt's own tokens."""
+    """The parameters to score a prompt's own tokens."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 

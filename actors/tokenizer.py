@@ -24,8 +24,8 @@ class HuggingFaceTokenizer:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(source), trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
-                f"no tokenizer can be loaded from {str(source)!r} ({error}): model.path must be a folder in Hugging Face "
-                "form with its tokenizer's files, or a hub name that can be reached"
+                f"no tokenizer can be loaded from {str(source)!r} ({error}): model.path must be a folder in "
+                "Hugging Face form with its tokenizer's files, or a hub name that can be reached"
             ) from error
 
     @property

@@ -5,6 +5,7 @@ mixed into its workers, so that what was loaded can be asked with `collective_rp
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from entrostat.actors.flat_buffer import damaged, map_file
+from entrostat.actors.flat_buffer import check_host, damaged, map_file
 from entrostat.protocol.errors import WeightsRefused
 from entrostat.protocol.messages import CudaMemory, SharedFile, TensorSpec, WeightsManifest
 
@@ -36,7 +37,22 @@ def register() -> None:
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, "entrostat.actors.weight_plugin", "FlatBufferEngine")
     for name in TALKATIVE_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        # A filter: vLLM resets its loggers' levels more than once.
+        logging.getLogger(name).addFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+def settle_on_cpu(threads: int) -> None:
+    """Computes with so many threads, and compiles nothing: it costs the first generation many seconds.
+
+    The variable alone would not do: torch reads it once, and may have been imported long before.
+    """
+    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    torch._dynamo.config.disable = True
+    torch.set_num_threads(threads)
 
 
 def update_info(manifest: WeightsManifest, *, perturb: bool = False, keep: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -58,12 +74,12 @@ def update_info(manifest: WeightsManifest, *, perturb: bool = False, keep: tuple
 
 
 @dataclass
-class InitInfo(WeightTransferInitInfo):
+class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM is not typed
     """Nothing needs to be agreed on beforehand."""
 
 
 @dataclass
-class UpdateInfo(WeightTransferUpdateInfo):
+class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     """`update_info`'s values, as vLLM hands them to `receive_weights`."""
 
     version: str
@@ -74,7 +90,7 @@ class UpdateInfo(WeightTransferUpdateInfo):
     keep: list[str] = field(default_factory=list)
 
 
-class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
+class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     """Maps flat buffers and loads the model from them, layer by layer."""
 
     init_info_cls = InitInfo
@@ -82,7 +98,7 @@ class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._buffers: dict[str, torch.Tensor] = {}  # version → [bytes] uint8
+        self._buffers: dict[str, tuple[dict[str, Any], torch.Tensor]] = {}  # version → where it lies, [bytes] uint8
         self._expected: set[str] = set()
         self.loaded: list[str] = []
         self.missing: list[str] = []
@@ -120,21 +136,35 @@ class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self._buffers.clear()
 
     def _buffer(self, info: UpdateInfo) -> torch.Tensor:
-        self._buffers = {name: held for name, held in self._buffers.items() if name in (info.version, *info.keep)}
-        if info.version not in self._buffers:
+        """The version's flat buffer `[bytes] uint8`, mapped once; those of versions not to be kept are let go."""
+        kept = (info.version, *info.keep)
+        self._buffers = {version: held for version, held in self._buffers.items() if version in kept}
+        place, buffer = self._buffers.get(info.version, ({}, None))
+        if buffer is None or place != info.location:
             location: SharedFile | CudaMemory = msgspec.convert(info.location, SharedFile | CudaMemory)
             if isinstance(location, SharedFile):
-                self._buffers[info.version] = torch.from_numpy(map_file(location, info.bytes))
+                buffer = torch.from_numpy(map_file(location, info.bytes))
             else:
-                self._buffers[info.version] = _open_cuda(location, info.bytes, self.device)
-        return self._buffers[info.version]
+                buffer = _open_cuda(location, info.bytes, self.device)
+            self._buffers[info.version] = (info.location, buffer)
+        return buffer
 
-    @staticmethod
-    def _tensors(buffer: torch.Tensor, specs: list[TensorSpec], perturb: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    def _tensors(
+        self, buffer: torch.Tensor, specs: list[TensorSpec], perturb: bool
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors as views of the buffer `[bytes] uint8`, under their names."""
+        seen: set[int] = set()
         for spec in specs:
+            if spec.checksum in seen and not self._has(spec.name):
+                continue  # a head tied in the model's own code, not as a module
+            seen.add(spec.checksum)
             flat = buffer[spec.offset : spec.offset + spec.bytes]
             tensor = flat.view(getattr(torch, spec.dtype)).view(spec.shape)
             yield spec.name, tensor.flatten().roll(1).view(spec.shape) if perturb else tensor
+
+    def _has(self, name: str) -> bool:
+        module = name.rpartition(".")[0].rpartition(".")[2]
+        return any(path.rpartition(".")[2] == module for path, _ in self.model.named_modules())
 
 
 class Receiver:
@@ -158,8 +188,9 @@ def _open_cuda(location: CudaMemory, expected_bytes: int, device: torch.device) 
     """The learner's flat buffer `[bytes] uint8` on this worker's GPU, without a copy.
 
     Raises:
-        WeightsRefused: the buffer lies on another GPU.
+        WeightsRefused: the buffer lies on another host or GPU.
     """
+    check_host(location)
     uuid = str(torch.cuda.get_device_properties(device).uuid)
     if location.device_uuid != uuid:
         raise WeightsRefused(

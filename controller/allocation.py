@@ -16,6 +16,8 @@ from entrostat.protocol.settings import WeightSettings
 
 Mask = NDArray[np.bool_]
 
+NEGLIGIBLE = 1e-12  # a weight below is none: normalising must not blow it up
+
 
 def allocate(
     weights: Float64,
@@ -46,7 +48,7 @@ def allocate(
         return np.zeros_like(weights)
     wrong = silent & np.array(["correct" not in report.statuses for report in reports], dtype=np.bool_)
     share = settings.all_wrong_share
-    limited = _limit_share(weights, tokens, wrong, share)
+    limited = _limit_share(np.where(weights < NEGLIGIBLE, 0.0, weights), tokens, wrong, share)
     total = float(np.sum(tokens * limited))
     if total <= 0.0:
         return np.zeros_like(weights)

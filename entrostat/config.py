@@ -97,7 +97,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(path)
     table, text = toml.read(path)
-    places = toml.lines(text, table)
+    places = toml.lines(text)
     overridden = {toml.override(table, text) for text in overrides}
     found = problems(RunConfig, table)
     if not found:

@@ -88,8 +88,10 @@ def _tasks(config: "RunConfig") -> Iterator[Problem]:
                     (*section, index, "template"),
                     f"= {task.template!r} has no {{question}} in it: every prompt would be the same",
                 )
+            if isinstance(task, Jsonl) and count_rows(task) == 0:
+                yield Problem((*section, index, "path"), f"= {task.path} is empty; expected one JSON object a line")
     prompts = prompt_count(config.tasks)
-    if prompts is not None and config.batch.prompts > prompts:
+    if prompts and config.batch.prompts > prompts:
         yield Problem(
             ("batch", "prompts"),
             f"= {config.batch.prompts} prompts in each optimizer step, but the tasks hold {prompts}: lower it, or take "

@@ -15,6 +15,7 @@ Table = dict[str, Any]
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _HEADER = re.compile(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$")
+_LONG_QUOTES = re.compile(r"""\"{3}|'{3}""")
 _ASSIGNMENT = re.compile(r"""\s*([A-Za-z0-9_\-."' ]+?)\s*=""")
 
 
@@ -41,12 +42,16 @@ def read(path: Path) -> tuple[Table, str]:
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
-def lines(text: str, table: Table) -> dict[Place, int]:
-    """The line, from 1, on which each key and each header of `text` stands; `table` is what it parses to."""
+def lines(text: str) -> dict[Place, int]:
+    """The line, from 1, on which each key and each header of a TOML text stands."""
     found: dict[Place, int] = {}
     counts: dict[Place, int] = {}
     section: Place = ()
+    inside = ""  # the quotes of a string over several lines: nothing in it is a key
     for number, line in enumerate(text.splitlines(), start=1):
+        was_inside, inside = inside, _still_inside(inside, line)
+        if was_inside:
+            continue
         if header := _HEADER.match(line):
             *outer, last = _keys(header[2])
             path = (*_resolve((), outer, counts), last)
@@ -56,8 +61,14 @@ def lines(text: str, table: Table) -> dict[Place, int]:
             found.setdefault(section, number)
         elif assignment := _ASSIGNMENT.match(line):
             found.setdefault((*section, *_keys(assignment[1])), number)
-    # A line inside a long string may look like a key; what the table doesn't hold isn't one.
-    return {place: number for place, number in found.items() if _holds(table, place)}
+    return found
+
+
+def _still_inside(quotes: str, line: str) -> str:
+    """Which long string, if any, a line leaves open."""
+    for mark in _LONG_QUOTES.findall(line):
+        quotes = mark if not quotes else "" if mark == quotes else quotes
+    return quotes
 
 
 def _keys(dotted: str) -> list[str]:
@@ -72,15 +83,6 @@ def _resolve(start: Place, keys: Sequence[str], counts: dict[Place, int]) -> Pla
         if place in counts:
             place = (*place, counts[place] - 1)
     return place
-
-
-def _holds(table: Any, place: Place) -> bool:
-    for key in place:
-        known = range(len(table)) if isinstance(table, list) else table if isinstance(table, dict) else ()
-        if key not in known:
-            return False
-        table = table[key]
-    return True
 
 
 # ── changing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -150,7 +152,7 @@ def show(value: Any) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            return _quoted(value)
         case int() | float():
             return repr(value)
         case list() | tuple():
@@ -181,4 +183,9 @@ def _is_tables(value: Any) -> bool:
 
 
 def _key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else json.dumps(key, ensure_ascii=False)
+    return key if _BARE_KEY.fullmatch(key) else _quoted(key)
+
+
+def _quoted(text: str) -> str:
+    """A basic string: JSON's escapes are TOML's, but for one character that JSON leaves alone."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

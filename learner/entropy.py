@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def full_entropy(logits: Tensor) -> Tensor:
@@ -42,7 +41,7 @@ def kept_tokens(logits: Tensor, drop_fraction: float) -> Tensor | None:
     ranked = logits.detach().float()
     kept = vocabulary - dropped
     cut = ranked.kthvalue(dropped + 1, dim=-1, keepdim=True).values
-    keep = ranked >= cut
+    keep = ~(ranked < cut)  # NaN is kept: it must show in the result
     crowded = (keep.sum(-1) > kept).nonzero().squeeze(-1)
     if crowded.numel():
         # Only rows with several equal logits at the cut pay for the count along the vocabulary.
@@ -53,7 +52,7 @@ def kept_tokens(logits: Tensor, drop_fraction: float) -> Tensor | None:
 def entropy_within(logits: Tensor, keep: Tensor | None) -> Tensor:
     """`clamped_entropy` for a set A that is already known."""
     logits = _precise(logits)
-    return _Entropy.apply(logits if keep is None else logits.masked_fill(~keep, -torch.inf))
+    return _Entropy.apply(logits if keep is None else torch.where(keep, logits, -torch.inf))
 
 
 def mass_outside(logits: Tensor, keep: Tensor | None) -> Tensor:
@@ -61,33 +60,35 @@ def mass_outside(logits: Tensor, keep: Tensor | None) -> Tensor:
     logits = _precise(logits.detach())
     if keep is None:
         return logits.new_zeros(logits.shape[:-1])
-    return logits.softmax(-1).masked_fill(keep, 0.0).sum(-1)
+    return torch.where(keep, 0.0, logits.softmax(-1)).sum(-1)
 
 
 def _without_surplus(ranked: Tensor, cut: Tensor, kept: int) -> Tensor:
     """All above the cut, and of those equal to it the lowest ids until `kept` tokens are there: `[R, V] bool`."""
-    above, equal = ranked > cut, ranked == cut
+    above, equal = ~(ranked <= cut), ranked == cut
     room = kept - above.sum(-1, keepdim=True)
     return above | (equal & (equal.cumsum(-1) <= room))
 
 
-class _Entropy(torch.autograd.Function):
+class _Entropy(torch.autograd.Function):  # type: ignore[misc]  # torch is not typed
     """`[T, V] → [T]` with the closed form of its gradient: two passes over the logits instead of a dozen."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
         logprobs = logits.log_softmax(-1)
-        # 0 · (−inf) is NaN: a token without probability enters with a finite factor instead.
-        finite = logprobs.masked_fill(logits == -torch.inf, 0.0)
-        entropy = -(logprobs.exp() * finite).sum(-1)
-        ctx.save_for_backward(logprobs, finite, entropy)
+        entropy = -(logprobs.exp() * _finite(logprobs)).sum(-1)
+        ctx.save_for_backward(logprobs, entropy)
         return entropy
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        logprobs, finite, entropy = ctx.saved_tensors
-        return logprobs.exp() * (finite + entropy[:, None]) * -gradient[:, None]
+        logprobs, entropy = ctx.saved_tensors
+        return logprobs.exp() * (_finite(logprobs) + entropy[:, None]) * -gradient[:, None]
+
+
+def _finite(logprobs: Tensor) -> Tensor:
+    """A token without probability enters with a finite factor: 0 · (−inf) is NaN."""
+    return logprobs.clamp(min=torch.finfo(logprobs.dtype).min)
 
 
 def _precise(logits: Tensor) -> Tensor:

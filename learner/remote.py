@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
+from transformers.utils.logging import disable_progress_bar
 
 from entrostat.learner.buffer import SampleBuffer
 from entrostat.learner.trainer import Trainer
@@ -86,6 +87,7 @@ class LearnerActor:
         stations = wire.decode(self._settings_frame, Stations)
         prompts = wire.decode(self._prompts_frame, PromptSet)
         log_to(stations.directory, "learner")
+        disable_progress_bar()
         self._trainer = Trainer(stations, prompts, self._version, self._checkpoint)
         log.info("the learner starts from version %s", self._version)
         return wire.encode(self._trainer.publish_first())

@@ -54,7 +54,9 @@ def encode(message: msgspec.Struct) -> UInt8:
     frame[HEADER.size : HEADER.size + len(body)] = np.frombuffer(body, np.uint8)
     frame[HEADER.size + len(body) : start] = 0
     for offset, array in zip(offsets, arrays, strict=True):
-        frame[start + offset : start + offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+        stop = start + offset + array.nbytes
+        frame[start + offset : stop] = array.reshape(-1).view(np.uint8)
+        frame[stop : aligned(stop)] = 0  # equal messages are equal bytes
     digest = xxhash.xxh3_64_intdigest(frame.data[HEADER.size :])
     frame[: HEADER.size] = np.frombuffer(HEADER.pack(MAGIC, SCHEMA_VERSION, 0, len(body), size, digest), np.uint8)
     return frame

@@ -53,11 +53,9 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
         row = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         shown = line.strip()[:60].decode(errors="replace")
-        raise TaskError(
-            f"{path}, line {number} is not JSON ({error}): {shown!r}; expected one object a line"
-        ) from error
+        raise TaskError(f"{path}:{number} is not JSON ({error}): {shown!r}; expected one object a line") from error
     if not isinstance(row, dict):
-        raise TaskError(f"{path}, line {number} holds a {type(row).__name__}; expected an object like {{...}}")
+        raise TaskError(f"{path}:{number} holds a {type(row).__name__}; expected an object like {{...}}")
     return row
 
 
@@ -67,11 +65,11 @@ def _problem(settings: Jsonl, path: Path, number: int, row: dict[str, Any]) -> P
         _, mark, answer = answer.rpartition(settings.answer_after)
         if not mark:
             raise TaskError(
-                f"{path}, line {number}: the field {settings.answer!r} does not contain the mark "
+                f"{path}:{number}: the field {settings.answer!r} does not contain the mark "
                 f"{settings.answer_after!r} (answer_after), after which the answer is expected"
             )
     if not answer.strip():
-        raise TaskError(f"{path}, line {number}: the answer is empty")
+        raise TaskError(f"{path}:{number}: the answer is empty")
     return Problem(
         name=f"{path.name}:{number}",
         level=_text(path, number, row, settings.level, "level") if settings.level else path.stem,
@@ -84,15 +82,15 @@ def _text(path: Path, number: int, row: dict[str, Any], field: str, setting: str
     """A field as text; numbers are written out."""
     if field not in row:
         raise TaskError(
-            f"{path}, line {number} has no field {field!r} (the task's setting {setting} names it); "
+            f"{path}:{number} has no field {field!r} (the task's setting {setting} names it); "
             f"it has: {', '.join(sorted(row)) or 'none'}"
         )
     value = row[field]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise TaskError(f"{path}, line {number}: {field!r} is {_shape(value)}; expected text or a number")
+        raise TaskError(f"{path}:{number}: {field!r} is {_shape(value)}; expected text or a number")
     text = str(value)
     if not text.strip():
-        raise TaskError(f"{path}, line {number}: {field!r} is empty; expected text or a number")
+        raise TaskError(f"{path}:{number}: {field!r} is empty; expected text or a number")
     return text
 
 

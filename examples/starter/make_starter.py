@@ -16,7 +16,6 @@ stay and grow.
 
 import argparse
 import logging
-import os
 import random
 import shutil
 import string
@@ -30,8 +29,14 @@ import torch
 from reasoning_gym.utils import extract_answer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 log = logging.getLogger("make_starter")
 
@@ -86,6 +91,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """457,792 parameters of random weights; heads of 32, which vLLM's attention on a CPU takes."""
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
@@ -151,6 +157,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> Iterator[tupl
 
 
 def padded(pairs: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts and responses side by side, padded on the right; the prompts' labels are ignored."""
     length = max(len(prompt) + len(response) for prompt, response in pairs)
     ids = torch.full((len(pairs), length), pad)
     labels = torch.full((len(pairs), length), IGNORED)
@@ -199,18 +206,19 @@ def write_policy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, fo
         file.chmod(0o644)
     size = (beside / "model.safetensors").stat().st_size
     if size > LARGEST_FILE:
-        raise SystemExit(f"{beside}/model.safetensors holds {size} bytes, more than {LARGEST_FILE}: make the model smaller")
+        raise SystemExit(
+            f"{beside}/model.safetensors holds {size} bytes, more than {LARGEST_FILE}: make the model smaller"
+        )
     if folder.exists():
         old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
-        os.rename(folder, old)
-        os.rename(beside, folder)
+        folder.rename(old)
+        beside.rename(folder)
         shutil.rmtree(old)
     else:
-        os.rename(beside, folder)
+        beside.rename(folder)
 
 
-@torch.inference_mode()
 def measure(folder: Path, terms: int, prompts: int, samples: int) -> tuple[float, float]:
     """pass@1 and pass@`samples` at temperature 1, on problems of reasoning-gym's own, by its own scorer."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -221,7 +229,8 @@ def measure(folder: Path, terms: int, prompts: int, samples: int) -> tuple[float
     entries = [dataset[number] for number in range(prompts)]
     inputs = tokenizer([entry["question"] + "\n" for entry in entries], return_tensors="pt", padding=True)
     inputs.pop("token_type_ids", None)
-    outputs = model.generate(**inputs, num_return_sequences=samples, max_new_tokens=LONGEST_RESPONSE)
+    with torch.inference_mode():
+        outputs = model.generate(**inputs, num_return_sequences=samples, max_new_tokens=LONGEST_RESPONSE)
     texts = tokenizer.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     rewards = torch.tensor(
         [dataset.score_answer(extract_answer(text), entries[row // samples]) for row, text in enumerate(texts)]
@@ -231,6 +240,7 @@ def measure(folder: Path, terms: int, prompts: int, samples: int) -> tuple[float
 
 
 def main() -> None:
+    """Make the policy, unless only a measurement is asked for, and print how often it is right."""
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description="Make and measure the starter policy.")
     parser.add_argument("--folder", type=Path, default=here / "policy", help="where the policy is written")

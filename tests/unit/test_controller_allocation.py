@@ -6,13 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entrostat.controller.allocation import allocate
+from entrostat.controller.difficulty import Float64
 from entrostat.protocol.messages import GroupReport, PolicyVersion, Status
 from entrostat.protocol.moments import Moments
 from entrostat.protocol.settings import WeightSettings
 
 
 def group(correct: int, *, samples: int = 4, tokens: int = 10, surprise: float = 0.1) -> GroupReport:
-    statuses: tuple[Status, ...] = ("correct",) * correct + ("wrong",) * (samples - correct)
+    statuses: list[Status] = ["correct"] * correct
+    statuses += ["wrong"] * (samples - correct)
     return GroupReport(
         lease_id=0,
         prompt_id=0,
@@ -20,7 +22,7 @@ def group(correct: int, *, samples: int = 4, tokens: int = 10, surprise: float =
         incarnation=1,
         started=PolicyVersion(branch=0, step=0),
         rewards=tuple(float(status == "correct") for status in statuses),
-        statuses=statuses,
+        statuses=tuple(statuses),
         lengths=(tokens,) * samples,
         surprise=Moments(count=tokens * samples, mean=surprise),
         truncated=0,
@@ -28,10 +30,10 @@ def group(correct: int, *, samples: int = 4, tokens: int = 10, surprise: float =
 
 
 def shares(
-    weights: list[float], groups: list[GroupReport], **changes: float
-) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    bounds = WeightSettings(**{"all_wrong_share": 1.0, **changes})  # type: ignore[arg-type]
-    return allocate(np.array(weights), groups, initial_entropy=1.0, settings=bounds)  # type: ignore[return-value]
+    weights: list[float], groups: list[GroupReport], *, all_wrong_share: float = 1.0, cap: float = 4.0
+) -> Float64:
+    bounds = WeightSettings(all_wrong_share=all_wrong_share, cap=cap)
+    return allocate(np.array(weights), groups, initial_entropy=1.0, settings=bounds)
 
 
 def test_weights_are_normalised_by_tokens() -> None:

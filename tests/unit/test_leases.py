@@ -217,7 +217,7 @@ def test_leases_of_two_branches_never_share_an_id() -> None:
 
 
 def test_leases_of_an_abandoned_branch_count_as_rewound() -> None:
-    leases = book(batch=2)
+    leases = book(batch=3)
     running = granted(leases, room=5)
     for lease in running[:3]:
         leases.accept(report_of(lease))

@@ -1,0 +1,312 @@
+"""The Ray shell of a rollout actor: frames in, frames out, one thread that owns the engine.
+
+The engine's thread starts with `prepare`, before there are weights, so that the engine comes up while the learner loads
+the policy. `view`, `evaluate` and `drain` answer while it works: the actor needs a `max_concurrency` of a few.
+"""
+
+import concurrent.futures
+import logging
+import threading
+import time
+import traceback
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from entrostat.actors.rollout import RolloutWorker
+from entrostat.actors.seams import Seams
+from entrostat.actors.simulated import SimulatedEngine
+from entrostat.actors.tokenizer import HuggingFaceTokenizer
+from entrostat.actors.verifiers.pool import VerifierPool
+from entrostat.protocol import wire
+from entrostat.protocol.arrays import UInt8
+from entrostat.protocol.errors import EntrostatError, Stalled, StationLost
+from entrostat.protocol.logs import log_to
+from entrostat.protocol.messages import (
+    EvaluationRequest,
+    Group,
+    PromptSet,
+    Pulse,
+    PulseReply,
+    WeightsManifest,
+)
+from entrostat.protocol.metrics import Exporter
+from entrostat.protocol.ports import Engine, Tokenizer
+from entrostat.protocol.settings import SimulatedSettings, Stations
+
+log = logging.getLogger(__name__)
+
+CONTROLLER_SECONDS = 30.0  # for one reply
+BUFFER_SECONDS = 60.0  # for one group
+PUTS_UNTIL_LOST = 4  # of one group
+ENGINE_SECONDS = 600.0  # until the engine is up and serves the first version
+EVALUATION_SECONDS = 1800.0  # with those that are before it in the queue
+STOP_SECONDS = 10.0
+
+
+class RayController:
+    """The controller's handle as a `ControllerPort`."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self._reference: Any = None
+        self._deadline = 0.0
+
+    def send(self, pulse: Pulse) -> None:
+        """Sends a pulse; the one before must have been answered."""
+        self._reference = self._handle.pulse.remote(wire.encode(pulse))
+        self._deadline = time.monotonic() + CONTROLLER_SECONDS
+
+    def receive(self) -> PulseReply | None:
+        """The answer to the last pulse, once it is there.
+
+        Raises:
+            StationLost: the controller died, or did not answer within its deadline.
+        """
+        if self._reference is None:
+            return None
+        if not ray.wait([self._reference], timeout=0)[0]:
+            if time.monotonic() < self._deadline:
+                return None
+            self._reference = None
+            raise StationLost(f"the controller did not answer a pulse within {CONTROLLER_SECONDS:.0f} s")
+        reference, self._reference = self._reference, None
+        try:
+            return wire.decode(_get(reference, CONTROLLER_SECONDS), PulseReply)
+        except (RayActorError, GetTimeoutError) as error:
+            raise StationLost(f"the controller did not answer a pulse: {error}") from error
+
+
+class RayBuffer:
+    """The sample buffer's handle as a `BufferPort`. A group that does not arrive is sent again, some times."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self._sent: dict[Any, tuple[int, UInt8, int, float]] = {}  # reference → lease, frame, attempt, deadline
+
+    def send(self, group: Group) -> None:
+        """Sends a group to the buffer; returns at once."""
+        self._put(group.rollout.lease.id, wire.encode(group), 1)
+
+    def stored(self) -> list[int]:
+        """Lease ids of groups that the buffer has confirmed since the last call.
+
+        Raises:
+            StationLost: a group could not be stored, again and again.
+        """
+        if not self._sent:
+            return []
+        ready, waiting = ray.wait(list(self._sent), num_returns=len(self._sent), timeout=0)
+        confirmed = []
+        for reference in ready:
+            lease_id, frame, attempt, _ = self._sent.pop(reference)
+            try:
+                _get(reference, BUFFER_SECONDS)
+                confirmed.append(lease_id)
+            except RayActorError as error:
+                self._again(lease_id, frame, attempt, str(error))
+        for reference in waiting:
+            lease_id, frame, attempt, deadline = self._sent[reference]
+            if time.monotonic() > deadline:
+                del self._sent[reference]
+                self._again(lease_id, frame, attempt, f"no answer within {BUFFER_SECONDS:.0f} s")
+        return confirmed
+
+    def _put(self, lease_id: int, frame: UInt8, attempt: int) -> None:
+        reference = self._handle.put.remote(lease_id, frame)
+        self._sent[reference] = (lease_id, frame, attempt, time.monotonic() + BUFFER_SECONDS)
+
+    def _again(self, lease_id: int, frame: UInt8, attempt: int, why: str) -> None:
+        if attempt == PUTS_UNTIL_LOST:
+            raise StationLost(f"the sample buffer did not take the group of lease {lease_id} {attempt} times: {why}")
+        log.warning("the sample buffer did not take the group of lease %d (%s); sent again", lease_id, why)
+        self._put(lease_id, frame, attempt + 1)
+
+
+def _get(reference: Any, seconds: float) -> Any:
+    """A call's answer; an error of ours on the other side is raised here as itself."""
+    try:
+        return ray.get(reference, timeout=seconds)
+    except RayTaskError as error:
+        if isinstance(error.cause, EntrostatError):
+            raise error.cause from None
+        raise
+
+
+class RolloutActor:
+    """One rollout actor. `prepare` may come first, `start` must; what can fail waits for `start`.
+
+    Args:
+        settings_frame: a `Stations` frame.
+        prompts_frame: a `PromptSet` frame.
+        slot: its stable number.
+        incarnation: which life of that slot this is.
+        controller_handle, buffer_handle: Ray's handles.
+    """
+
+    def __init__(
+        self,
+        settings_frame: UInt8,
+        prompts_frame: UInt8,
+        slot: int,
+        incarnation: int,
+        controller_handle: Any,
+        buffer_handle: Any,
+    ) -> None:
+        self._settings_frame, self._prompts_frame = settings_frame, prompts_frame
+        self._slot, self._incarnation = slot, incarnation
+        self._controller, self._buffer = RayController(controller_handle), RayBuffer(buffer_handle)
+        self._exporter = Exporter(
+            "rollout", labels={"actor": str(slot)}, host=wire.decode(settings_frame, Stations).metrics_host
+        )
+        self._first: concurrent.futures.Future[WeightsManifest] = concurrent.futures.Future()
+        self._serving: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._worker: RolloutWorker | None = None
+        self._engine_seconds = 0.0
+        self._failure: EntrostatError | None = None
+        self._stopping = threading.Event()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def prepare(self) -> None:
+        """Begins to build the engine; returns at once. May be called again."""
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._live, name="rollout", daemon=True)
+                self._thread.start()
+
+    def start(self, manifest_frame: UInt8) -> UInt8:
+        """Loads the first version and begins to sample: an `ActorView`.
+
+        Raises:
+            ModelError, WeightsRefused: the engine can't be built, or does not compute this version.
+            Stalled: it was not up within its deadline.
+        """
+        manifest = wire.decode(manifest_frame, WeightsManifest)
+        self.prepare()
+        self._first.set_result(manifest)
+        try:
+            self._serving.result(ENGINE_SECONDS)
+        except TimeoutError as error:
+            raise Stalled(f"rollout actor {self._slot} was not up within {ENGINE_SECONDS:.0f} s") from error
+        return self.view()
+
+    def evaluate(self, frame: UInt8) -> UInt8:
+        """An `EvaluationRequest` in, an `EvaluationResult` out, when all is judged.
+
+        Raises:
+            Stalled: it was not done in time.
+            EntrostatError: the actor stopped meanwhile.
+        """
+        asked = self._running().evaluate(wire.decode(frame, EvaluationRequest))
+        try:
+            return wire.encode(asked.result(EVALUATION_SECONDS))
+        except TimeoutError as error:
+            raise Stalled(f"rollout actor {self._slot} did not evaluate within {EVALUATION_SECONDS:.0f} s") from error
+
+    def view(self) -> UInt8:
+        """An `ActorView`; raises what ended the actor's work, if it ended."""
+        worker = self._running()
+        return wire.encode(worker.view(engine_seconds=self._engine_seconds, metrics_port=self._exporter.port))
+
+    def endpoint(self) -> int:
+        """The port of its metrics."""
+        return self._exporter.port
+
+    def drain(self, seconds: float) -> bool:
+        """Asks for no more leases, and waits until those it holds are reported; whether they were in time."""
+        worker = self._running()
+        worker.drain()
+        deadline = time.monotonic() + seconds
+        while not worker.idle and time.monotonic() < deadline and self._failure is None:
+            time.sleep(0.02)
+        return worker.idle
+
+    def stop(self) -> None:
+        """Ends the work, the engine and the verifiers."""
+        self._stopping.set()
+        if not self._first.done():
+            self._first.cancel()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
+        self._exporter.close()
+
+    def _running(self) -> RolloutWorker:
+        if self._failure is not None:
+            raise self._failure
+        if self._worker is None:
+            raise StationLost(f"rollout actor {self._slot} was asked for work before it was started: call start first")
+        return self._worker
+
+    def _live(self) -> None:
+        """The engine's thread, from its first moment to its last."""
+        failure: EntrostatError = StationLost(f"rollout actor {self._slot} was stopped")
+        try:
+            self._work()
+        except EntrostatError as error:
+            failure = self._failure = error
+        except concurrent.futures.CancelledError:
+            log.info("stopped before it was started")
+        except BaseException:
+            # A thread's error reaches nobody by itself: this one ends in `view`, named, and is raised on here.
+            failure = self._failure = StationLost(f"rollout actor {self._slot} failed: {traceback.format_exc()}")
+            raise
+        finally:
+            if self._failure is not None:
+                log.error("rollout actor %d stops: %s", self._slot, self._failure)
+            if not self._serving.done():
+                self._serving.set_exception(failure)
+            if self._worker is not None:
+                self._worker.abandon(failure)
+
+    def _work(self) -> None:
+        stations = wire.decode(self._settings_frame, Stations)
+        prompts = wire.decode(self._prompts_frame, PromptSet).prompts
+        log_to(stations.directory, f"rollout-{self._slot}")
+        verifiers = VerifierPool(stations.verifier, (*stations.tasks, *stations.evaluation_tasks))
+        engine: Engine | None = None
+        try:
+            began = time.monotonic()
+            tokenizer = HuggingFaceTokenizer(stations.model.path, trust_remote_code=stations.model.trust_remote_code)
+            engine = build_engine(stations, tokenizer)
+            self._engine_seconds = time.monotonic() - began
+            seams = Seams(
+                engine=engine,
+                controller=self._controller,
+                buffer=self._buffer,
+                verifiers=verifiers,
+                tokenizer=tokenizer,
+                meter=self._exporter,
+            )
+            log.info("the engine is up after %.1f s", self._engine_seconds)
+            worker = RolloutWorker(
+                stations.rollout, prompts, self._slot, self._incarnation, seams, self._first_version()
+            )
+            log.info("incarnation %d serves version %s", self._incarnation, engine.version)
+            self._worker = worker
+            self._serving.set_result(None)
+            while not self._stopping.is_set():
+                worker.turn()
+        finally:
+            verifiers.close()
+            if engine is not None:
+                engine.close()
+
+    def _first_version(self) -> WeightsManifest:
+        try:
+            return self._first.result(ENGINE_SECONDS)
+        except TimeoutError as error:
+            raise Stalled(
+                f"rollout actor {self._slot} got no weights to start from within {ENGINE_SECONDS:.0f} s"
+            ) from error
+
+
+def build_engine(stations: Stations, tokenizer: Tokenizer) -> Engine:
+    settings = stations.rollout.engine
+    if isinstance(settings, SimulatedSettings):
+        return SimulatedEngine(settings, tokenizer)
+    # vLLM takes seconds to import: a simulated run does without.
+    from entrostat.actors.engine import VllmEngine
+
+    return VllmEngine(stations.model, settings)

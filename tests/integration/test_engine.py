@@ -1,0 +1,314 @@
+"""The real engine on the CPU, with a policy of random weights: what it draws, and which weights it lets in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from entrostat.actors.engine import VllmEngine
+from entrostat.learner.probe import make_probe
+from entrostat.learner.shared_memory import SharedMemoryPublisher
+from entrostat.protocol.arrays import Float32, Int32
+from entrostat.protocol.errors import TaskError, WeightsRefused
+from entrostat.protocol.messages import FINISHED_LENGTH, PolicyVersion, Prompt, Samples, SharedFile, WeightsManifest
+from entrostat.protocol.ports import SampleRequest
+from entrostat.protocol.settings import ModelSettings, VllmSettings
+
+# vLLM's own; its imports use what torch calls deprecated.
+pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")]
+
+VOCABULARY = 64
+CONTEXT = 128
+TOLERANCE_NATS = 1e-4
+ENGINE = VllmSettings(max_sequences=64)
+PROBE = [np.random.default_rng(seed).integers(2, VOCABULARY, 6 + 5 * seed).astype(np.int32) for seed in range(3)]
+PROMPT = np.arange(5, 25, dtype=np.int32)
+
+
+class Policy:
+    """The trainer's side: weights, what they compute, and their publishing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = _make(folder)
+        self.model: Any = Qwen3ForCausalLM.from_pretrained(self.path, dtype=torch.float32).eval()
+        self.publisher = SharedMemoryPublisher("engine-test", root=folder)
+        self._step = -1
+        self._before: list[Float32] | None = None
+
+    def publish(self, *, tolerance: float = TOLERANCE_NATS, without: str = "") -> WeightsManifest:
+        """The weights of now as the next version, `without` one tensor if asked."""
+        self._step += 1
+        now = [self.logprobs(sequence) for sequence in PROBE]
+        probe = make_probe(PROBE, now, self._before, tolerance)
+        self._before = now
+        tensors = {name: tensor for name, tensor in self.model.state_dict().items() if name != without}
+        return self.publisher.publish(PolicyVersion(branch=0, step=self._step), tensors, probe)
+
+    def learn(self) -> None:
+        """Moves every weight a little, as an optimizer step does."""
+        torch.manual_seed(self._step)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+
+    def logprobs(self, sequence: Int32, temperature: float = 1.0) -> Float32:
+        """`[n]` tokens → `[n − 1]` log-probs of those after the first."""
+        tokens = torch.from_numpy(sequence).long()
+        with torch.no_grad():
+            scores = torch.log_softmax(self.model(tokens[None]).logits[0, :-1] / temperature, -1)
+        found: Float32 = scores.gather(1, tokens[1:, None])[:, 0].numpy()
+        return found
+
+    def check(self, samples: Samples, temperature: float, first: int | None = None) -> None:
+        """Every sample's log-probs (or those of its `first` tokens) are this policy's."""
+        ends = np.cumsum(samples.lengths)
+        for tokens, drawn in zip(
+            np.split(samples.tokens, ends[:-1]), np.split(samples.logprobs, ends[:-1]), strict=True
+        ):
+            expected = self.logprobs(np.concatenate([PROMPT, tokens]), temperature)[len(PROMPT) - 1 :]
+            np.testing.assert_allclose(drawn[:first], expected[:first], atol=TOLERANCE_NATS, rtol=0)
+
+
+def _make(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    path = folder / "policy"
+    Qwen3ForCausalLM(config).save_pretrained(path)
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token="2"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="1", unk_token="2").save_pretrained(path)
+    return path
+
+
+def request(
+    id: str, *, samples: int = 4, temperature: float = 1.0, seed: int = 1, tokens: Int32 = PROMPT
+) -> SampleRequest:
+    prompt = Prompt(id=0, name="p", level="l", task=0, text="", answer="", entry="")
+    return SampleRequest(
+        id=id,
+        prompt_tokens=tokens,
+        samples=samples,
+        temperature=temperature,
+        max_tokens=30,
+        seed=seed,
+        prompt=prompt,
+    )
+
+
+def finish(engine: VllmEngine) -> dict[str, Samples]:
+    found: dict[str, Samples] = {}
+    for _ in range(1000):
+        if not engine.unfinished:
+            return found
+        found |= {completion.id: completion.samples for completion in engine.step()}
+    raise AssertionError("the engine did not finish")
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policy]:
+    made = Policy(tmp_path_factory.mktemp("engine"))
+    yield made
+    made.publisher.close()
+
+
+@pytest.fixture(scope="module")
+def engine(policy: Policy) -> Iterator[VllmEngine]:
+    """One engine for most tests; each leaves it idle, serving the policy's weights of then."""
+    made = VllmEngine(ModelSettings(path=str(policy.path)), ENGINE)
+    made.load(policy.publish())
+    yield made
+    made.close()
+
+
+def test_sampled_log_probs_are_the_policy_s_at_the_rollout_temperature(policy: Policy, engine: VllmEngine) -> None:
+    for temperature in (1.0, 0.7):
+        engine.submit(request("a", samples=8, temperature=temperature))
+        samples = finish(engine)["a"]
+        assert samples.lengths.shape == (8,)
+        assert samples.spans[:, 1].tolist() == [0] * 8
+        policy.check(samples, temperature)
+
+
+def test_a_sample_that_ends_holds_its_end_token_and_one_that_is_cut_says_so(engine: VllmEngine) -> None:
+    engine.submit(request("a", samples=64, temperature=2.0))
+    samples = finish(engine)["a"]
+    last = samples.tokens[np.cumsum(samples.lengths) - 1]
+    cut = samples.finish == FINISHED_LENGTH
+    assert 0 < cut.sum() < 64
+    assert (samples.lengths[cut] == 30).all()
+    assert (last[~cut] == 1).all()
+
+
+def test_the_same_seed_draws_the_same_tokens_and_a_neighbouring_one_shares_none(engine: VllmEngine) -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        engine.submit(request("a", samples=8, temperature=2.0, seed=seed))
+        samples = finish(engine)["a"]
+        drawn.append([tuple(piece) for piece in np.split(samples.tokens, np.cumsum(samples.lengths)[:-1])])
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 8
+    assert not set(drawn[0]) & set(drawn[2])
+
+
+def test_scores_are_without_temperature(policy: Policy, engine: VllmEngine) -> None:
+    for sequence, scored in zip(PROBE, engine.score(PROBE), strict=True):
+        np.testing.assert_allclose(scored, policy.logprobs(sequence), atol=TOLERANCE_NATS, rtol=0)
+
+
+def test_an_update_mid_request_gives_exact_spans_and_the_new_policy_afterwards(
+    policy: Policy, engine: VllmEngine
+) -> None:
+    before = engine.version
+    engine.submit(request("a", seed=3))
+    for _ in range(10):
+        assert not engine.step()
+    # The first ten tokens are those of the policy before: they must be held against it before it learns.
+    old = Policy.__new__(Policy)
+    old.model = Qwen3ForCausalLM(policy.model.config).eval()
+    old.model.load_state_dict(policy.model.state_dict())
+    policy.learn()
+    engine.load(policy.publish())
+    samples = finish(engine)["a"]
+    longer = [index for index, length in enumerate(samples.lengths) if length > 10]
+    assert longer
+    for index in longer:
+        assert samples.spans[samples.spans[:, 0] == index].tolist() == [
+            [index, 0, before.branch, before.step],
+            [index, 10, engine.version.branch, engine.version.step],
+        ]
+    old.check(samples, 1.0, first=10)
+    assert engine.mismatch <= TOLERANCE_NATS
+    engine.submit(request("b"))
+    policy.check(finish(engine)["b"], 1.0)
+
+
+def test_a_tied_head_left_out_is_refused_and_no_token_of_it_leaves(policy: Policy, engine: VllmEngine) -> None:
+    served = engine.version
+    kept = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
+    engine.submit(request("a"))
+    for _ in range(5):
+        engine.step()
+    policy.learn()
+    headless = policy.publish(without="lm_head.weight")
+    policy.learn()
+    policy.publish()  # the buffer of the served version has no name any more
+    with pytest.raises(WeightsRefused, match=r"nothing was loaded into: lm_head\.weight") as refused:
+        engine.load(headless)
+    assert "nats, the tolerance 0.0001" in str(refused.value)
+    policy.model.load_state_dict(kept)
+    assert engine.version == served
+    samples = finish(engine)["a"]
+    assert {(branch, step) for _, _, branch, step in samples.spans.tolist()} == {(served.branch, served.step)}
+    policy.check(samples, 1.0)
+
+
+def test_a_damaged_buffer_is_refused_before_it_touches_the_model(policy: Policy, engine: VllmEngine) -> None:
+    served = engine.version
+    engine.submit(request("a"))
+    engine.step()
+    kept = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
+    policy.learn()
+    damaged = policy.publish()
+    assert isinstance(damaged.location, SharedFile)
+    content = np.memmap(damaged.location.path, np.uint8, "r+")
+    content[damaged.tensors[3].offset + 5] ^= 1
+    with pytest.raises(WeightsRefused, match=damaged.tensors[3].name):
+        engine.load(damaged)
+    assert engine.version == served
+    policy.model.load_state_dict(kept)
+    policy.check(finish(engine)["a"], 1.0)
+    policy.learn()
+    engine.load(policy.publish())
+    assert engine.version != served
+
+
+def test_weights_that_stayed_the_version_before_are_refused(policy: Policy, engine: VllmEngine) -> None:
+    """A manifest of the next version over a buffer of this one: checksums agree, and only the probe can tell."""
+    now = policy.publish()
+    engine.load(now)
+    served = engine.version
+    policy.learn()
+    following = policy.publish()
+    import msgspec
+
+    with pytest.raises(WeightsRefused, match="is not what the engine computes"):
+        engine.load(msgspec.structs.replace(following, tensors=now.tensors, location=now.location))
+    assert engine.version == served
+    engine.load(following)
+
+
+def test_aborted_requests_are_forgotten(engine: VllmEngine) -> None:
+    engine.submit(request("a"))
+    engine.submit(request("b"))
+    engine.step()
+    engine.abort(["a", "unknown"])
+    assert set(finish(engine)) == {"b"}
+
+
+def test_a_prompt_without_room_for_a_response_is_named(engine: VllmEngine) -> None:
+    with pytest.raises(TaskError, match="128"):
+        engine.submit(request("a", tokens=np.full(CONTEXT, 3, np.int32)))
+    assert engine.unfinished == 0
+
+
+class Deaf(VllmEngine):
+    """An engine whose updates have no effect."""
+
+    def _rpc(self, method: str, **arguments: Any) -> list[Any]:
+        return [] if method == "update_weights" else super()._rpc(method, **arguments)
+
+
+def test_the_canary_is_refused_or_nothing_is_served(policy: Policy) -> None:
+    fresh = Policy(policy.path.parent)
+    manifest = fresh.publish()
+    deaf = Deaf(ModelSettings(path=str(fresh.path)), ENGINE)
+    # It computes the first version without loading anything: only the canary shows that it loads nothing.
+    with pytest.raises(WeightsRefused, match="passed with perturbed weights"):
+        deaf.load(manifest)
+    with pytest.raises(WeightsRefused, match="nothing yet"):
+        deaf.submit(request("a"))
+    deaf.close()
+    fresh.publisher.close()
+
+
+def test_a_core_in_a_process_of_its_own_keeps_the_same_promises(tmp_path: Path) -> None:
+    policy = Policy(tmp_path)
+    engine = VllmEngine(ModelSettings(path=str(policy.path)), VllmSettings(max_sequences=64, own_process=True))
+    try:
+        engine.load(policy.publish())
+        engine.submit(request("a", temperature=0.7))
+        policy.check(finish(engine)["a"], 0.7)
+        engine.submit(request("b", samples=32))
+        engine.step()
+        policy.learn()
+        engine.load(policy.publish())
+        samples = finish(engine)["b"]
+        assert {step for _, _, _, step in samples.spans.tolist()} <= {0, 1}
+        engine.submit(request("c"))
+        policy.check(finish(engine)["c"], 1.0)
+        policy.learn()
+        with pytest.raises(WeightsRefused, match=r"lm_head\.weight"):
+            engine.load(policy.publish(without="lm_head.weight"))
+        assert engine.version == PolicyVersion(branch=0, step=1)
+    finally:
+        engine.close()
+        policy.publisher.close()

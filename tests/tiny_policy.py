@@ -1,0 +1,153 @@
+"""A policy of a few thousand random weights, and orders to train it on, made in a moment."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from entrostat.protocol.messages import (
+    Group,
+    Lease,
+    OrderedGroup,
+    PolicyVersion,
+    Prompt,
+    PromptSet,
+    Rollout,
+    Samples,
+    TrainOrder,
+    Verdict,
+)
+from entrostat.protocol.settings import (
+    BatchSettings,
+    EntropySettings,
+    LearnerSettings,
+    ModelSettings,
+    RolloutSettings,
+    Stations,
+    VerifierSettings,
+)
+
+WORDS = ("<pad>", "<eos>", "<unk>", *"0123456789+-=", *"abcdefghijklmnop")
+PROMPTS = ("1 + 2 =", "3 + 4 =", "5 - 1 + 2 =", "9 - 8 =")
+
+
+def make_policy(folder: Path, *, dtype: torch.dtype = torch.float32, tied: bool = True) -> Path:
+    """A Qwen3 of two layers with a tokenizer of single words, saved in Hugging Face form."""
+    torch.manual_seed(1)
+    config = Qwen3Config(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    Qwen3ForCausalLM(config).to(dtype).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    fast.save_pretrained(folder)
+    return folder
+
+
+def make_prompts() -> PromptSet:
+    """As many prompts as `PROMPTS`."""
+    return PromptSet(
+        prompts=tuple(
+            Prompt(id=i, name=f"sum/{i}", level="2", task=0, text=text, answer="3", entry="{}")
+            for i, text in enumerate(PROMPTS)
+        )
+    )
+
+
+def make_group(
+    lease_id: int, *, rewards: tuple[float, ...] = (1.0, 0.0, 0.0, 1.0), truncated: int = 0, seed: int = 0
+) -> Group:
+    """Random tokens; the first `truncated` samples were cut by the length limit."""
+    draw = np.random.default_rng((seed, lease_id))
+    lengths = draw.integers(3, 12, len(rewards)).astype(np.int32)
+    tokens = draw.integers(3, len(WORDS), int(lengths.sum())).astype(np.int32)
+    samples = Samples(
+        tokens=tokens,
+        logprobs=(-draw.random(len(tokens)) - 2.5).astype(np.float32),
+        lengths=lengths,
+        finish=(np.arange(len(rewards)) < truncated).astype(np.uint8),
+        spans=np.array([[i, 0, 0, 0] for i in range(len(rewards))], np.int32),
+    )
+    version = PolicyVersion(branch=0, step=0)
+    prompt_id = lease_id % len(PROMPTS)
+    lease = Lease(
+        id=lease_id, prompt_id=prompt_id, samples=len(rewards), version=version, seed=seed, deadline_seconds=9.0
+    )
+    return Group(
+        rollout=Rollout(
+            lease=lease,
+            slot=0,
+            incarnation=1,
+            started=version,
+            prompt_tokens=np.array([WORDS.index(word) for word in PROMPTS[prompt_id].split()], np.int32),
+            samples=samples,
+            seconds=0.1,
+        ),
+        verdicts=tuple(
+            Verdict(reward=reward, status="correct" if reward else "wrong", seconds=0.0) for reward in rewards
+        ),
+    )
+
+
+def make_order(groups: list[Group], version: PolicyVersion, coefficient: float = 0.1) -> TrainOrder:
+    """An order for these groups, each with the same coefficient."""
+    return TrainOrder(
+        version=version,
+        groups=tuple(
+            OrderedGroup(
+                lease_id=group.rollout.lease.id,
+                prompt_id=group.rollout.lease.prompt_id,
+                level="2",
+                weight=1.0,
+                coefficient=coefficient,
+            )
+            for group in groups
+        ),
+        coefficient=coefficient,
+        seed=0,
+    )
+
+
+def make_stations(
+    model: Path,
+    directory: Path,
+    *,
+    learner: LearnerSettings | None = None,
+    entropy: EntropySettings | None = None,
+    rollout: RolloutSettings | None = None,
+    dtype: str = "float32",
+    samples_per_step: int = 0,
+) -> Stations:
+    """The settings of a run on the tiny policy; everything not given as it is by default."""
+    return Stations(
+        run="tiny",
+        directory=str(directory),
+        seed=0,
+        total_steps=10,
+        model=ModelSettings(path=str(model), dtype="bfloat16" if dtype == "bfloat16" else "float32"),
+        tasks=(),
+        evaluation_tasks=(),
+        batch=BatchSettings(),
+        rollout=RolloutSettings() if rollout is None else rollout,
+        verifier=VerifierSettings(),
+        entropy=EntropySettings() if entropy is None else entropy,
+        learner=LearnerSettings(lr=1e-3) if learner is None else learner,
+        metrics_host="127.0.0.1",
+        metrics_port=0,
+        samples_per_step=samples_per_step,
+    )

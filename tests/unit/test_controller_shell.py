@@ -1,0 +1,287 @@
+"""The controller's shell: frames in and out, waits that end, discards that are sent, metrics that are served."""
+
+import asyncio
+import json
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
+
+import numpy as np
+import pytest
+
+from entrostat.controller.remote import ControllerActor
+from entrostat.controller.state import ControllerSnapshot
+from entrostat.protocol import wire
+from entrostat.protocol.arrays import UInt8
+from entrostat.protocol.errors import WireError
+from entrostat.protocol.messages import (
+    ControllerView,
+    GroupReport,
+    GroupsMissing,
+    Lease,
+    PhaseSeconds,
+    PolicyVersion,
+    Probe,
+    Pulse,
+    PulseReply,
+    SharedFile,
+    StepReport,
+    TrainOrder,
+    WeightsManifest,
+)
+from entrostat.protocol.moments import Moments
+from entrostat.protocol.settings import (
+    BatchSettings,
+    EntropySettings,
+    LearnerSettings,
+    ModelSettings,
+    RolloutSettings,
+    SimulatedSettings,
+    Stations,
+    VerifierSettings,
+)
+
+
+class Discards:
+    """A sample buffer's handle that remembers what it was told to forget."""
+
+    def __init__(self) -> None:
+        self.leases: list[int] = []
+        self.discard = self
+
+    def remote(self, leases: list[int]) -> None:
+        self.leases += leases
+
+
+def run_of(lease_seconds: float = 60.0) -> Stations:
+    return Stations(
+        run="test",
+        directory="/nowhere",
+        seed=5,
+        total_steps=100,
+        model=ModelSettings(path="none"),
+        tasks=(),
+        evaluation_tasks=(),
+        batch=BatchSettings(prompts=2),
+        rollout=RolloutSettings(engine=SimulatedSettings(), samples_per_prompt=2, lease_seconds=lease_seconds),
+        verifier=VerifierSettings(),
+        entropy=EntropySettings(),
+        learner=LearnerSettings(),
+        metrics_host="127.0.0.1",
+        metrics_port=0,
+        samples_per_step=0,
+    )
+
+
+START = PolicyVersion(branch=0, step=0)
+Made = Callable[..., ControllerActor]
+
+
+@pytest.fixture
+def made() -> Iterator[Made]:
+    actors: list[ControllerActor] = []
+
+    def make(buffer: Discards | None = None, *, lease_seconds: float = 60.0) -> ControllerActor:
+        settings = wire.encode(run_of(lease_seconds))
+        actors.append(ControllerActor(settings, ["easy"] * 10, buffer or Discards()))
+        return actors[-1]
+
+    yield make
+    for actor in actors:
+        actor._exporter.close()
+
+
+def pulse(room: int = 0, reports: tuple[GroupReport, ...] = ()) -> UInt8:
+    return wire.encode(Pulse(slot=0, incarnation=1, version=START, room=room, running=(), reports=reports))
+
+
+async def replied(answer: Awaitable[UInt8]) -> PulseReply:
+    return wire.decode(await answer, PulseReply)
+
+
+def group_of(lease: Lease) -> GroupReport:
+    return GroupReport(
+        lease_id=lease.id,
+        prompt_id=lease.prompt_id,
+        slot=0,
+        incarnation=1,
+        started=START,
+        rewards=(1.0, 0.0),
+        statuses=("correct", "wrong"),
+        lengths=(3, 3),
+        surprise=Moments(count=6, mean=0.2),
+        truncated=0,
+    )
+
+
+def step_of(order: TrainOrder) -> StepReport:
+    return StepReport(
+        measured=order.version,
+        version=PolicyVersion(branch=0, step=order.version.step + 1),
+        entropy=0.3,
+        clamped_entropy=0.2,
+        clamped_mass=0.0,
+        response_tokens=12,
+        policy_tokens=12,
+        loss=0.0,
+        policy_loss=0.0,
+        entropy_bonus=0.0,
+        kl_nats=0.0,
+        gradient_norm=1.0,
+        learning_rate=1e-4,
+        clip_share=0.0,
+        truncated_weight_share=0.0,
+        drift_mean=0.0,
+        drift_max=0.0,
+        padding_share=0.0,
+        phases=PhaseSeconds(wait=0.0, fetch=0.0, forward_backward=0.0, optimizer=0.0, publish=0.0),
+    )
+
+
+def read(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+def test_a_step_goes_through_as_frames(made: Made) -> None:
+    buffer = Discards()
+
+    async def play() -> None:
+        actor = made(buffer)
+        leases = (await replied(actor.pulse(pulse(room=2)))).leases
+        await actor.pulse(pulse(reports=tuple(group_of(lease) for lease in leases)))
+        frame = await actor.order(5.0)
+        assert frame is not None
+        order = wire.decode(frame, TrainOrder)
+        view = wire.decode(await actor.report(wire.encode(step_of(order))), ControllerView)
+        assert (view.version.step, view.leases.trained, view.reward) == (1, 2, 0.5)
+        assert sorted(buffer.leases) == sorted(lease.id for lease in leases)
+        assert wire.decode(await actor.view(), ControllerView) == view
+        assert wire.decode(await actor.snapshot(), ControllerSnapshot).version == view.version
+
+    asyncio.run(play())
+
+
+def test_an_order_is_given_the_moment_its_last_group_is_reported(made: Made) -> None:
+    async def play() -> None:
+        actor = made()
+        leases = (await replied(actor.pulse(pulse(room=2)))).leases
+        waiting = asyncio.create_task(actor.order(30.0))
+        for lease in leases:
+            await asyncio.sleep(0.02)
+            assert not waiting.done()
+            await actor.pulse(pulse(reports=(group_of(lease),)))
+        assert await asyncio.wait_for(waiting, 0.3) is not None
+
+    asyncio.run(play())
+
+
+def test_a_wait_for_an_order_ends_at_its_deadline(made: Made) -> None:
+    async def play() -> None:
+        started = time.monotonic()
+        assert await made().order(0.1) is None
+        assert 0.09 < time.monotonic() - started < 1.0
+
+    asyncio.run(play())
+
+
+def test_leases_expire_though_nobody_calls(made: Made) -> None:
+    buffer = Discards()
+
+    async def play() -> None:
+        actor = made(buffer, lease_seconds=0.2)
+        leases = (await replied(actor.pulse(pulse(room=2)))).leases
+        await asyncio.sleep(0.8)
+        assert buffer.leases == [lease.id for lease in leases]
+
+    asyncio.run(play())
+
+
+def test_a_ticker_that_failed_fails_the_next_call(made: Made) -> None:
+    class Broken(Discards):
+        def remote(self, leases: list[int]) -> None:
+            raise OSError("the buffer's handle is gone")
+
+    async def play() -> None:
+        actor = made(Broken(), lease_seconds=0.2)
+        await actor.pulse(pulse(room=1))
+        await asyncio.sleep(0.8)
+        with pytest.raises(OSError, match="handle is gone"):
+            await actor.pulse(pulse())
+
+    asyncio.run(play())
+
+
+def test_published_weights_are_offered_and_lost_groups_give_the_order_up(made: Made) -> None:
+    nothing = np.zeros(0, np.int32)
+    probe = Probe(
+        tokens=nothing,
+        lengths=nothing,
+        logprobs=np.zeros(0, np.float32),
+        previous=np.zeros(0, np.float32),
+        tolerance=1e-4,
+    )
+    manifest = WeightsManifest(
+        version=PolicyVersion(branch=0, step=1),
+        tensors=(),
+        bytes=0,
+        checksum=0,
+        location=SharedFile(host="here", path="/nowhere"),
+        probe=probe,
+    )
+
+    async def play() -> None:
+        actor = made()
+        await actor.publish(wire.encode(manifest))
+        reply = await replied(actor.pulse(pulse(room=2)))
+        assert reply.manifest is not None
+        assert reply.manifest.version.step == 1
+        await actor.pulse(pulse(reports=tuple(group_of(lease) for lease in reply.leases)))
+        assert await actor.order(1.0) is not None
+        lost = GroupsMissing(version=START, lease_ids=tuple(lease.id for lease in reply.leases))
+        await actor.missing(wire.encode(lost))
+        assert await actor.order(0.05) is None
+        assert wire.decode(await actor.view(), ControllerView).leases.lost == 2
+
+    asyncio.run(play())
+
+
+def test_bytes_that_are_no_message_are_refused_and_change_nothing(made: Made) -> None:
+    async def play() -> None:
+        actor = made()
+        before = (await actor.snapshot()).tobytes()
+        for junk in (np.zeros(100, np.uint8), wire.encode(GroupsMissing(version=START, lease_ids=()))):
+            with pytest.raises(WireError):
+                await actor.pulse(junk)
+        assert (await actor.snapshot()).tobytes() == before
+
+    asyncio.run(play())
+
+
+def test_metrics_and_targets_are_served(made: Made) -> None:
+    async def play() -> None:
+        actor = made()
+        port = await actor.endpoint()
+        await actor.set_targets([{"targets": ["127.0.0.1:1"], "labels": {"station": "learner"}}])
+        leases = (await replied(actor.pulse(pulse(room=2)))).leases
+        await actor.pulse(pulse(reports=(*(group_of(lease) for lease in leases), group_of(leases[0]))))
+        frame = await actor.order(1.0)
+        assert frame is not None
+        await actor.report(wire.encode(step_of(wire.decode(frame, TrainOrder))))
+        lines = (await asyncio.to_thread(read, port, "/metrics")).splitlines()
+        for line in (
+            "entrostat_leases_granted_total 2.0",
+            'entrostat_leases_ended_total{outcome="trained"} 2.0',
+            'entrostat_leases_ended_total{outcome="expired"} 0.0',
+            "entrostat_late_reports_total 1.0",
+            "entrostat_actors 1.0",
+            "entrostat_reward 0.5",
+            "entrostat_staleness_versions_count 2.0",
+            'entrostat_entropy_nats{estimator="clamped"} 0.2',
+            'entrostat_entropy_nats{estimator="sampled"} 0.2',
+            "entrostat_target_entropy_nats NaN",
+        ):
+            assert line in lines
+        assert json.loads(await asyncio.to_thread(read, port, "/targets"))[0]["targets"] == ["127.0.0.1:1"]
+
+    asyncio.run(play())

@@ -1,0 +1,94 @@
+"""The head: its numbers against the definition, its chunks against the whole."""
+
+import math
+
+import pytest
+import torch
+
+from entrostat.learner import head as heads
+from entrostat.learner.entropy import clamped_entropy, clamped_mass, full_entropy
+from entrostat.learner.head import HeadOutput, head
+from entrostat.protocol.settings import ClampedEntropy, EstimatorSettings, FullEntropy
+
+ESTIMATORS: tuple[EstimatorSettings, ...] = (ClampedEntropy(drop_fraction=0.3), FullEntropy())
+
+
+def inputs(rows: int = 13) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(5)
+    hidden = torch.randn(rows, 8, dtype=torch.float64, generator=random, requires_grad=True)
+    weight = torch.randn(29, 8, dtype=torch.float64, generator=random, requires_grad=True)
+    return hidden, weight, torch.randint(0, 29, (rows,), generator=random)
+
+
+def objective(out: HeadOutput) -> torch.Tensor:
+    weights = torch.linspace(0.1, 2.0, len(out.logprob), dtype=out.logprob.dtype)
+    return (weights * out.logprob).sum() + (weights.flip(0) * out.clamped_entropy).sum()
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_head_gives_what_the_definitions_give_at_its_temperature(estimator: EstimatorSettings) -> None:
+    hidden, weight, targets = inputs()
+    out = head(hidden, weight, targets, temperature=0.7, estimator=estimator, chunk_tokens=100)
+    logits = hidden @ weight.T / 0.7
+    fraction = estimator.drop_fraction if isinstance(estimator, ClampedEntropy) else 0.0
+    torch.testing.assert_close(out.logprob, logits.log_softmax(-1)[torch.arange(13), targets])
+    torch.testing.assert_close(out.entropy, full_entropy(logits.detach()))
+    torch.testing.assert_close(out.clamped_entropy, clamped_entropy(logits, fraction))
+    torch.testing.assert_close(out.clamped_mass, clamped_mass(logits, fraction))
+    assert not out.entropy.requires_grad
+    assert not out.clamped_mass.requires_grad
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("chunk", [1, 4, 13])
+def test_a_chunked_head_equals_the_whole(
+    estimator: EstimatorSettings, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, weight, targets = inputs()
+    objective(head(whole, weight, targets, temperature=1.3, estimator=estimator, chunk_tokens=100)).backward()
+    monkeypatch.setattr(heads, "KEPT_LOGITS", 0)
+    parts, other, _ = inputs()
+    out = head(parts, other, targets, temperature=1.3, estimator=estimator, chunk_tokens=chunk)
+    objective(out).backward()
+    torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(other.grad, weight.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_a_chunked_head_holds_no_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "KEPT_LOGITS", 0)
+    hidden, weight, targets = inputs(rows=400)
+    saved: list[int] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = head(hidden, weight, targets, temperature=1.0, estimator=ESTIMATORS[0], chunk_tokens=20)
+    assert max(saved, default=0) <= 20 * 29
+    assert sum(saved) < 400 * 29  # far from one copy of all logits
+    objective(out).backward()
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_gradient_agrees_with_finite_differences(estimator: EstimatorSettings) -> None:
+    hidden, weight, targets = inputs(rows=4)
+    assert torch.autograd.gradcheck(
+        lambda h, w: objective(head(h, w, targets, temperature=0.8, estimator=estimator, chunk_tokens=9)),
+        (hidden, weight),
+    )
+
+
+def test_a_head_of_zeros_is_uniform() -> None:
+    hidden, weight, targets = inputs()
+    out = head(hidden, weight * 0, targets, temperature=1.0, estimator=ESTIMATORS[0], chunk_tokens=9)
+    assert out.logprob.tolist() == pytest.approx([-math.log(29)] * 13)
+    assert out.clamped_entropy.tolist() == pytest.approx([math.log(29 - 8)] * 13)
+
+
+def test_half_precision_becomes_float32_before_the_sums() -> None:
+    hidden, weight, targets = inputs()
+    out = head(
+        hidden.bfloat16(), weight.bfloat16(), targets, temperature=1.0, estimator=ESTIMATORS[0], chunk_tokens=100
+    )
+    assert {out.logprob.dtype, out.entropy.dtype, out.clamped_entropy.dtype} == {torch.float32}

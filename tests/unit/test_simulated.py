@@ -1,0 +1,192 @@
+"""The simulated engine: plausible, repeatable, and as strict about its weights as a real one."""
+
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+
+from entrostat.actors.simulated import SimulatedEngine
+from entrostat.protocol.arrays import Int32
+from entrostat.protocol.errors import WeightsRefused
+from entrostat.protocol.messages import (
+    FINISHED_LENGTH,
+    PolicyVersion,
+    Probe,
+    Prompt,
+    Samples,
+    SharedFile,
+    TensorSpec,
+    WeightsManifest,
+)
+from entrostat.protocol.ports import SampleRequest
+from entrostat.protocol.settings import SimulatedSettings
+
+FAST = SimulatedSettings(tokens_per_second=1e9, skill=0.5)
+
+
+class Letters:
+    """One token a character."""
+
+    def encode(self, text: str) -> Int32:
+        return np.asarray([ord(letter) for letter in text], np.int32)
+
+    def decode(self, tokens: Int32) -> str:
+        return "".join(chr(token) for token in tokens)
+
+
+def manifest(folder: Path, step: int, *, damage: bool = False) -> WeightsManifest:
+    content = np.random.default_rng(step).integers(0, 255, 256, dtype=np.uint8)
+    spec = TensorSpec(
+        name="head", dtype="uint8", shape=(256,), offset=0, bytes=256, checksum=xxhash.xxh3_64_intdigest(content.data)
+    )
+    if damage:
+        content[7] ^= 1
+    path = folder / f"0.{step}"
+    path.write_bytes(content.tobytes())
+    nothing = np.zeros(1, np.float32)
+    return WeightsManifest(
+        version=PolicyVersion(branch=0, step=step),
+        tensors=(spec,),
+        bytes=256,
+        checksum=0,
+        location=SharedFile(host=socket.gethostname(), path=str(path)),
+        probe=Probe(
+            tokens=np.zeros(2, np.int32),
+            lengths=np.full(1, 2, np.int32),
+            logprobs=nothing,
+            previous=nothing,
+            tolerance=1.0,
+        ),
+    )
+
+
+def request(id: str, samples: int = 16, seed: int = 3, max_tokens: int = 100) -> SampleRequest:
+    prompt = Prompt(id=0, name="p", level="l", task=0, text="12+30", answer="42", entry="")
+    return SampleRequest(
+        id=id,
+        prompt_tokens=Letters().encode(prompt.text),
+        samples=samples,
+        temperature=1.0,
+        max_tokens=max_tokens,
+        seed=seed,
+        prompt=prompt,
+    )
+
+
+def engine(folder: Path, settings: SimulatedSettings = FAST) -> SimulatedEngine:
+    made = SimulatedEngine(settings, Letters())
+    made.load(manifest(folder, 0))
+    return made
+
+
+def finish(running: SimulatedEngine) -> dict[str, Samples]:
+    found: dict[str, Samples] = {}
+    deadline = time.monotonic() + 10
+    while running.unfinished and time.monotonic() < deadline:
+        found |= {completion.id: completion.samples for completion in running.step()}
+    return found
+
+
+def texts(samples: Samples) -> list[str]:
+    return [Letters().decode(piece) for piece in np.split(samples.tokens, np.cumsum(samples.lengths)[:-1])]
+
+
+def test_the_same_seed_draws_the_same_samples_and_another_seed_others(tmp_path: Path) -> None:
+    first, again, other = engine(tmp_path), engine(tmp_path), engine(tmp_path)
+    first.submit(request("a"))
+    again.submit(request("a"))
+    other.submit(request("a", seed=4))
+    one, two, three = (finish(made)["a"] for made in (first, again, other))
+    assert one.tokens.tolist() == two.tokens.tolist()
+    assert one.logprobs.tolist() == two.logprobs.tolist()
+    assert one.tokens.tolist() != three.tokens.tolist()
+
+
+def test_the_share_of_right_answers_grows_with_the_version(tmp_path: Path) -> None:
+    made = engine(tmp_path, SimulatedSettings(tokens_per_second=1e9, skill=0.2, learning=0.1))
+    shares = []
+    for step in (0, 6):
+        made.load(manifest(tmp_path, step))
+        made.submit(request(f"v{step}", samples=400))
+        shares.append(np.mean(["<answer>42</answer>" in text for text in texts(finish(made)[f"v{step}"])]))
+    assert shares[0] == pytest.approx(0.2, abs=0.06)
+    assert shares[1] == pytest.approx(0.8, abs=0.06)
+
+
+def test_flat_arrays_belong_together(tmp_path: Path) -> None:
+    made = engine(tmp_path)
+    made.submit(request("a", samples=8, max_tokens=22))
+    samples = finish(made)["a"]
+    assert samples.lengths.sum() == len(samples.tokens) == len(samples.logprobs)
+    assert (samples.lengths <= 22).all()
+    assert (samples.finish == FINISHED_LENGTH).any()
+    assert (samples.logprobs <= 0).all()
+
+
+def test_an_update_between_two_steps_shows_in_the_spans(tmp_path: Path) -> None:
+    made = engine(tmp_path)
+    made.submit(request("a", samples=4))
+    for _ in range(3):
+        made.step()
+    made.load(manifest(tmp_path, 1))
+    samples = finish(made)["a"]
+    for index in range(4):
+        rows = samples.spans[samples.spans[:, 0] == index].tolist()
+        assert rows == [[index, 0, 0, 0], [index, 3, 0, 1]]
+
+
+def test_two_updates_between_the_same_steps_leave_the_later_one(tmp_path: Path) -> None:
+    made = engine(tmp_path)
+    made.submit(request("a", samples=1))
+    made.load(manifest(tmp_path, 1))
+    made.load(manifest(tmp_path, 2))
+    assert finish(made)["a"].spans.tolist() == [[0, 0, 0, 2]]
+
+
+def test_a_damaged_buffer_is_refused_and_the_version_before_served_on(tmp_path: Path) -> None:
+    made = engine(tmp_path)
+    with pytest.raises(WeightsRefused, match="head"):
+        made.load(manifest(tmp_path, 1, damage=True))
+    assert made.version == PolicyVersion(branch=0, step=0)
+
+
+def test_a_missing_or_short_buffer_is_refused(tmp_path: Path) -> None:
+    made = engine(tmp_path)
+    gone = manifest(tmp_path, 1)
+    (tmp_path / "0.1").write_bytes(b"short")
+    with pytest.raises(WeightsRefused, match="256"):
+        made.load(gone)
+    (tmp_path / "0.1").unlink()
+    with pytest.raises(WeightsRefused, match="can't be mapped"):
+        made.load(gone)
+
+
+def test_an_engine_without_weights_serves_nothing() -> None:
+    with pytest.raises(WeightsRefused, match="nothing yet"):
+        SimulatedEngine(FAST, Letters()).submit(request("a"))
+
+
+def test_an_aborted_request_never_comes_back(tmp_path: Path) -> None:
+    made = engine(tmp_path)
+    made.submit(request("a"))
+    made.submit(request("b"))
+    made.step()
+    made.abort(["a"])
+    assert set(finish(made)) == {"b"}
+
+
+def test_tokens_take_their_time_in_short_steps(tmp_path: Path) -> None:
+    made = engine(tmp_path, SimulatedSettings(tokens_per_second=300.0))
+    made.submit(request("a", samples=16, max_tokens=12))
+    began = time.monotonic()
+    steps = 0
+    found: list[Samples] = []
+    while made.unfinished:
+        found += [completion.samples for completion in made.step()]
+        steps += 1
+    tokens, rounds = int(found[0].lengths.sum()), int(found[0].lengths.max())
+    assert time.monotonic() - began >= 0.8 * tokens / 300.0
+    assert steps > 1.2 * rounds, "a round that takes longer than a step may is waited for in several"
