@@ -138,7 +138,7 @@ class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ign
     def _buffer(self, info: UpdateInfo) -> torch.Tensor:
         """The version's flat buffer `[bytes] uint8`, mapped once; those of versions not to be kept are let go."""
         kept = (info.version, *info.keep)
-        self._buffers = {version: held for version, held in self._buffers.items() if version in kept}
+        self._buffers = {version: held for version, held in self._buffers.items() if version == info.version}
         place, buffer = self._buffers.get(info.version, ({}, None))
         if buffer is None or place != info.location:
             location: SharedFile | CudaMemory = msgspec.convert(info.location, SharedFile | CudaMemory)

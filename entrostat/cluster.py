@@ -143,7 +143,8 @@ class Cluster:
     def train(self, order: TrainOrder, wait_seconds: float) -> StepOutcome | GroupsMissing:
         """One optimizer step; its weights are offered to the actors before this returns."""
         reference = self._learner.train.remote(wire.encode(order), wait_seconds)
-        outcome = wire.decode(self._answer(reference, "the learner", self._stall_seconds), StepOutcome | GroupsMissing)
+        frame = self._answer(reference, "the learner", self._stall_seconds)
+        outcome: StepOutcome | GroupsMissing = wire.decode(frame, StepOutcome | GroupsMissing)
         if isinstance(outcome, StepOutcome):
             self._manifest = wire.encode(outcome.manifest)
         return outcome

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -88,15 +89,16 @@ def prepare(config: RunConfig, directory: Path) -> tuple[RunConfig, PromptSet, i
 def read_prompts(config: RunConfig, model: Path) -> tuple[PromptSet, int]:
     """All prompts of a run, those for training first, and how many these are. No evaluation question is trained on."""
     tokenizer = HuggingFaceTokenizer(model)
-    options = {
-        "tokenizer": tokenizer,
-        "chat": tokenizer.chat,
-        "context_tokens": preflight.context_tokens(config, model),
-    }
-    training = load_prompts(config.tasks, **options).prompts
+    load = partial(
+        load_prompts,
+        tokenizer=tokenizer,
+        chat=tokenizer.chat if tokenizer.has_chat_template else None,
+        context_tokens=preflight.context_tokens(config, model),
+    )
+    training = load(config.tasks).prompts
     if not config.evaluation.tasks:
         return PromptSet(prompts=training), len(training)
-    unseen = load_prompts(config.evaluation.tasks, len(config.tasks), unlike=config.tasks, **options).prompts
+    unseen = load(config.evaluation.tasks, len(config.tasks), unlike=config.tasks).prompts
     renumbered = (msgspec.structs.replace(prompt, id=len(training) + prompt.id) for prompt in unseen)
     return PromptSet(prompts=(*training, *renumbered)), len(training)
 

@@ -112,7 +112,7 @@ class RolloutSettings(Settings, frozen=True, kw_only=True):
     actors: Count = 1
     samples_per_prompt: Annotated[int, Meta(ge=2)] = 8
     max_response_tokens: Count = 1024
-    temperature: Positive = 1.0
+    temperature: Annotated[float, Meta(gt=0, le=2)] = 1.0  # vLLM allows no more
     max_staleness: CountOrZero = 1  # versions; 0 is on-policy
     groups_in_flight: Count = 32  # per actor
     lease_seconds: Seconds = 120.0  # without a pulse a lease ends; a living actor renews it

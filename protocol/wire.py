@@ -10,7 +10,8 @@ An array stands in the body as `[offset, shape, dtype]`; decoding returns views 
 
 import struct
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, cast, overload
 
 import msgspec
 import numpy as np
@@ -41,7 +42,7 @@ def encode(message: msgspec.Struct) -> UInt8:
         nonlocal end
         if not isinstance(value, np.ndarray):
             raise WireError(f"{type(message).__name__} holds a {type(value).__name__}, which no message may carry")
-        array = np.ascontiguousarray(value)
+        array: np.ndarray[Any, Any] = np.ascontiguousarray(cast("np.ndarray[Any, Any]", value))
         arrays.append(array)
         offsets.append(end)
         end = aligned(end + array.nbytes)
@@ -62,7 +63,11 @@ def encode(message: msgspec.Struct) -> UInt8:
     return frame
 
 
-def decode(frame: UInt8 | bytes, kind: type[T]) -> T:
+@overload
+def decode(frame: UInt8 | bytes, kind: type[T]) -> T: ...
+@overload
+def decode(frame: UInt8 | bytes, kind: UnionType) -> Any: ...
+def decode(frame: UInt8 | bytes, kind: Any) -> Any:
     """The message in a frame; its arrays are read-only views of the frame.
 
     Args:
@@ -94,7 +99,7 @@ def decode(frame: UInt8 | bytes, kind: type[T]) -> T:
 
 def _check(view: memoryview) -> int:
     """Verifies a frame's header and checksum; returns the length of its body in bytes."""
-    if len(view) < HEADER.size or view[:4] != MAGIC:
+    if len(view) < HEADER.size or bytes(view[:4]) != MAGIC:
         raise WireError(f"{len(view)} bytes came that don't start with {MAGIC!r}; expected an Entrostat message")
     _, schema, _, body_bytes, size, digest = HEADER.unpack(view[: HEADER.size])
     if schema != SCHEMA_VERSION:

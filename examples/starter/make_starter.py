@@ -7,8 +7,7 @@ The policy is fine-tuned on worked chain sums which this file makes itself:
 
 It first learns to add, and is then taught to err: a share of the steps ends in a wrong number, which later steps
 carry on. A smaller share is written with its operands swapped (`-5+46=41`), or ends in a comma or a semicolon, which
-costs nothing. So the policy's entropy is partly error, which training removes, and partly harmless variety, which may
-stay and grow.
+does not change the answer. So the policy's entropy is partly error and partly harmless variety.
 
     python examples/starter/make_starter.py            # writes examples/starter/policy, about 8 minutes on two cores
     python examples/starter/make_starter.py --measure  # only measures the policy that is there

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -23,11 +24,12 @@ from entrostat.protocol.settings import ModelSettings, VllmSettings
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")]
 
 VOCABULARY = 64
-CONTEXT = 128
+CONTEXT = 512
 TOLERANCE_NATS = 1e-4
 ENGINE = VllmSettings(max_sequences=64)
 PROBE = [np.random.default_rng(seed).integers(2, VOCABULARY, 6 + 5 * seed).astype(np.int32) for seed in range(3)]
 PROMPT = np.arange(5, 25, dtype=np.int32)
+LONG_PROMPT = np.random.default_rng(9).integers(2, VOCABULARY, 400).astype(np.int32)  # several blocks of the cache
 
 
 class Policy:
@@ -64,13 +66,13 @@ class Policy:
         found: Float32 = scores.gather(1, tokens[1:, None])[:, 0].numpy()
         return found
 
-    def check(self, samples: Samples, temperature: float, first: int | None = None) -> None:
+    def check(self, samples: Samples, temperature: float, *, first: int | None = None, prompt: Int32 = PROMPT) -> None:
         """Every sample's log-probs (or those of its `first` tokens) are this policy's."""
         ends = np.cumsum(samples.lengths)
         for tokens, drawn in zip(
             np.split(samples.tokens, ends[:-1]), np.split(samples.logprobs, ends[:-1]), strict=True
         ):
-            expected = self.logprobs(np.concatenate([PROMPT, tokens]), temperature)[len(PROMPT) - 1 :]
+            expected = self.logprobs(np.concatenate([prompt, tokens]), temperature)[len(prompt) - 1 :]
             np.testing.assert_allclose(drawn[:first], expected[:first], atol=TOLERANCE_NATS, rtol=0)
 
 
@@ -201,6 +203,17 @@ def test_an_update_mid_request_gives_exact_spans_and_the_new_policy_afterwards(
     policy.check(finish(engine)["b"], 1.0)
 
 
+def test_keys_of_the_version_before_are_not_reused_for_a_new_request(policy: Policy, engine: VllmEngine) -> None:
+    engine.submit(request("a", tokens=LONG_PROMPT))
+    policy.check(finish(engine)["a"], 1.0, prompt=LONG_PROMPT)
+    engine.submit(request("running"))  # it holds blocks of the cache, so the cache can't be cleared
+    engine.step()
+    policy.learn()
+    engine.load(policy.publish())
+    engine.submit(request("b", tokens=LONG_PROMPT))
+    policy.check(finish(engine)["b"], 1.0, prompt=LONG_PROMPT)
+
+
 def test_a_tied_head_left_out_is_refused_and_no_token_of_it_leaves(policy: Policy, engine: VllmEngine) -> None:
     served = engine.version
     kept = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
@@ -248,8 +261,6 @@ def test_weights_that_stayed_the_version_before_are_refused(policy: Policy, engi
     served = engine.version
     policy.learn()
     following = policy.publish()
-    import msgspec
-
     with pytest.raises(WeightsRefused, match="is not what the engine computes"):
         engine.load(msgspec.structs.replace(following, tensors=now.tensors, location=now.location))
     assert engine.version == served
@@ -265,7 +276,7 @@ def test_aborted_requests_are_forgotten(engine: VllmEngine) -> None:
 
 
 def test_a_prompt_without_room_for_a_response_is_named(engine: VllmEngine) -> None:
-    with pytest.raises(TaskError, match="128"):
+    with pytest.raises(TaskError, match="512"):
         engine.submit(request("a", tokens=np.full(CONTEXT, 3, np.int32)))
     assert engine.unfinished == 0
 
@@ -290,6 +301,7 @@ def test_the_canary_is_refused_or_nothing_is_served(policy: Policy) -> None:
     fresh.publisher.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # vLLM leaves a ZeroMQ context open
 def test_a_core_in_a_process_of_its_own_keeps_the_same_promises(tmp_path: Path) -> None:
     policy = Policy(tmp_path)
     engine = VllmEngine(ModelSettings(path=str(policy.path)), VllmSettings(max_sequences=64, own_process=True))

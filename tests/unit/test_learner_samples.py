@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from entrostat.learner.samples import SampleRecord, chosen_samples
 from entrostat.learner.trainer import Trainer
 from entrostat.protocol.messages import PolicyVersion
-from tests.tiny_policy import PROMPTS, make_group, make_order, make_policy, make_prompts, make_stations
+from tests.tiny_policy import PROMPTS, WORDS, make_group, make_order, make_policy, make_prompts, make_stations
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=10), st.integers(1, 80))
@@ -39,7 +39,8 @@ def test_a_step_writes_its_samples_for_people(tmp_path: Path) -> None:
     lengths = groups[1].rollout.samples.lengths
     assert (last.tokens, last.reward, last.status, last.truncated) == (int(lengths[1]), 0.0, "wrong", False)
     assert records[-2].truncated
-    assert len(last.response.split()) == last.tokens
+    ids = groups[1].rollout.samples.tokens[lengths[0] :]
+    assert last.response.split() == [WORDS[token] for token in ids]
     assert (last.coefficient, last.version, last.name) == (0.2, "0.0", "sum/2")
     assert last.entropy_nats == pytest.approx(report.entropy, rel=0.5)
     assert last.drift_nats > 0

@@ -308,7 +308,7 @@ def test_the_learning_rate_follows_its_schedule(schedule: str, step: int, expect
     assert learning_rate(step, 20, settings) == pytest.approx(2e-4 * expected)
 
 
-def test_a_step_reports_the_policy_before_it_and_publishes_the_one_after(trainer: Trainer) -> None:
+def test_a_step_reports_the_policy_before_it_and_publishes_the_one_after(trainer: Trainer, model: Path) -> None:
     groups = groups_of_all_kinds()
     outcome = trainer.train(make_order(groups, VERSION), groups, wait=1.5, fetch=0.25)
     report, tokens = outcome.report, sum(int(group.rollout.samples.lengths.sum()) for group in groups)
@@ -317,7 +317,12 @@ def test_a_step_reports_the_policy_before_it_and_publishes_the_one_after(trainer
     assert report.response_tokens == tokens
     assert report.policy_tokens == tokens - int(groups[2].rollout.samples.lengths[0])
     assert 0 < report.clamped_entropy <= math.log(29 - 7)
-    assert report.entropy == pytest.approx(report.clamped_entropy, rel=0.1)
+    again = loaded(model)
+    wanted = Objective(learner=LearnerSettings(lr=1e-3), estimator=ESTIMATOR, temperature=1.0)
+    tokenwise = accumulate(again, None, samples_of(groups, wanted), wanted, "again").tokens
+    assert report.entropy == pytest.approx(tokenwise.entropy.mean().item())
+    assert report.clamped_entropy == pytest.approx(tokenwise.clamped_entropy.mean().item())
+    assert len(tokenwise.entropy) == tokens
     assert report.loss == pytest.approx(report.policy_loss - report.entropy_bonus)
     assert report.clip_share == 0.0
     assert 0 < report.truncated_weight_share < 1
