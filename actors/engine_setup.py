@@ -43,11 +43,12 @@ def build_engine(model: ModelSettings, settings: VllmSettings) -> Any:
     on_cpu: bool = current_platform.is_cpu()
     if on_cpu:
         weight_plugin.settle_on_cpu(settings.threads)
+    context: Any = settings.max_model_tokens or None  # None: the model's own; vLLM's annotation does not say so
     arguments = EngineArgs(
         model=model.path,
         dtype=model.dtype,
         trust_remote_code=model.trust_remote_code,
-        max_model_len=settings.max_model_tokens or None,
+        max_model_len=context,
         max_num_seqs=settings.max_sequences,
         gpu_memory_utilization=settings.memory_share,
         tensor_parallel_size=settings.tensor_parallel,

@@ -303,6 +303,11 @@ class RolloutActor:
 
 
 def build_engine(stations: Stations, tokenizer: Tokenizer) -> Engine:
+    """The engine that the run's settings ask for.
+
+    Raises:
+        ModelError: vLLM can't build one for this model with these settings.
+    """
     settings = stations.rollout.engine
     if isinstance(settings, SimulatedSettings):
         return SimulatedEngine(settings, tokenizer)

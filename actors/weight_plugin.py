@@ -117,7 +117,8 @@ class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ign
         """Loads every tensor of the buffer into the model."""
         specs = msgspec.convert(update_info.tensors, list[TensorSpec])
         buffer = self._buffer(update_info)
-        received = self.model.load_weights(self._tensors(buffer, specs, update_info.perturb))
+        model: Any = self.model
+        received = model.load_weights(self._tensors(buffer, specs, update_info.perturb))
         self.loaded = [spec.name for spec in specs]
         self.missing = sorted(self._expected - received) if received is not None else []
 
@@ -138,7 +139,7 @@ class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ign
     def _buffer(self, info: UpdateInfo) -> torch.Tensor:
         """The version's flat buffer `[bytes] uint8`, mapped once; those of versions not to be kept are let go."""
         kept = (info.version, *info.keep)
-        self._buffers = {version: held for version, held in self._buffers.items() if version == info.version}
+        self._buffers = {version: held for version, held in self._buffers.items() if version in kept}
         place, buffer = self._buffers.get(info.version, ({}, None))
         if buffer is None or place != info.location:
             location: SharedFile | CudaMemory = msgspec.convert(info.location, SharedFile | CudaMemory)

@@ -316,8 +316,7 @@ class Controller:
         self._law = law_step(self._settings.entropy.law, self._law, measurement)
         self._order = None
         self._version = made
-        trained = self._book.train()
-        return _discard((*trained, *self._book.drop_stale(made.step)))
+        return _discard(self._book.train())
 
     def _missing(self, missing: GroupsMissing) -> tuple[Command, ...]:
         if self._order is not None and missing.version == self._order.version:

@@ -19,7 +19,6 @@ from entrostat.learner import checkpoint as checkpoints
 from entrostat.protocol.errors import CheckpointDamaged, RunDirectoryError
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import PolicyVersion, PromptSet
-from entrostat.report import write_report
 from entrostat.run import Run
 from entrostat.screen import open_screen
 from entrostat.summary import sentences
@@ -145,6 +144,8 @@ def _go(
             began=began,
         )
         summary = run.train()
+    from entrostat.report import write_report  # matplotlib is not needed to begin
+
     print("\n".join(sentences(summary)))
     print(f"report    {write_report(directory.path)}")
     print(f"samples   entrostat samples {directory.path}")

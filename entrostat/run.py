@@ -25,6 +25,7 @@ from entrostat.summary import Summary
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 5.0  # a shorter wait is no news
 MEMORY_EVERY_STEPS = 5
 EVALUATION_SECONDS = 3600.0
 
@@ -197,7 +198,8 @@ class Run:
             f"waiting {waited:.0f} s for groups: {leases.ready} of {needed} ready, {leases.running} being sampled by "
             f"{view.actors} actors"
         )
-        self._screen.waiting(text)
+        if waited > PATIENCE_SECONDS:
+            self._screen.waiting(text)
         if waited > self._config.run.stall_seconds:
             raise Stalled(
                 f"no optimizer step for {waited:.0f} s (run.stall_seconds = {self._config.run.stall_seconds:.0f}): "

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.core_model_loading import revert_weight_conversion
 
 from entrostat.protocol.arrays import Float32, Int32
 from entrostat.protocol.errors import ModelError
@@ -50,8 +51,13 @@ class Policy:
         return self.model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """Every weight under its name in a Hugging Face checkpoint, tied ones under each of their names."""
-        return {name: tensor.detach() for name, tensor in self.model.state_dict(keep_vars=True).items()}
+        """Every weight under its name in a Hugging Face checkpoint, tied ones under each of their names.
+
+        transformers holds some weights in another form than their checkpoint (the experts of a layer as one tensor);
+        engines expect the checkpoint's.
+        """
+        found: dict[str, Tensor] = revert_weight_conversion(self.model, dict(self.model.state_dict()))
+        return found
 
 
 def score(policy: Policy, sequences: Sequence[Int32]) -> list[Float32]:

@@ -1,4 +1,4 @@
-"""The probe of a version: a few sequences, and what exactly these weights compute for them (DESIGN.md)."""
+"""The probe of a version: a few sequences, and what exactly these weights compute for them."""
 
 from collections.abc import Sequence
 

@@ -5,14 +5,12 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
-from transformers.utils.logging import disable_progress_bar
 
 from entrostat.learner.buffer import SampleBuffer
-from entrostat.learner.trainer import Trainer
 from entrostat.protocol import metrics, wire
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import Stalled, StationLost
@@ -20,6 +18,9 @@ from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import Group, GroupsMissing, PolicyVersion, PromptSet, StepReport, TrainOrder
 from entrostat.protocol.metrics import Exporter
 from entrostat.protocol.settings import Stations
+
+if TYPE_CHECKING:
+    from entrostat.learner.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,11 @@ class LearnerActor:
 
     def start(self) -> UInt8:
         """Loads the policy and publishes it: a `WeightsManifest`."""
+        # torch takes seconds to import; the driver and the sample buffer, which import this file, do without.
+        from transformers.utils.logging import disable_progress_bar
+
+        from entrostat.learner.trainer import Trainer
+
         stations = wire.decode(self._settings_frame, Stations)
         prompts = wire.decode(self._prompts_frame, PromptSet)
         log_to(stations.directory, "learner")
@@ -118,7 +124,7 @@ class LearnerActor:
             self._trainer.close()
         self._exporter.close()
 
-    def _running(self) -> Trainer:
+    def _running(self) -> "Trainer":
         if self._trainer is None:
             raise StationLost("the learner was asked for work before it was started: call start first")
         return self._trainer

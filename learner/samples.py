@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
-from entrostat.learner.measures import PerSample
 from entrostat.protocol.arrays import Int32
 from entrostat.protocol.messages import FINISHED_LENGTH, Group, OrderedGroup, Prompt, Status
+
+if TYPE_CHECKING:
+    from entrostat.learner.measures import PerSample
 
 
 class SampleRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +49,7 @@ def chosen_samples(sizes: Sequence[int], count: int) -> list[tuple[int, int]]:
 def sample_records(
     ordered: Sequence[OrderedGroup],
     groups: Sequence[Group],
-    measured: PerSample,
+    measured: "PerSample",
     prompts: Mapping[int, Prompt],
     decode: Callable[[Int32], str],
     count: int,

@@ -1,6 +1,6 @@
 """The gradient of one optimizer step, and everything that is measured on the way.
 
-    J = (1/N_A) Σ m ω · PPO  +  (1/N_H) Σ m λ_q · H̃  −  β (1/N_A) Σ m · k3          (ENTROPY.md, section 3)
+    J = (1/N_A) Σ m ω · PPO  +  (1/N_H) Σ m λ_q · H̃  −  β (1/N_A) Σ m · k3
 
 summed over all response tokens of the order. m is 0 for rejected samples, which lose every term; N_A counts the tokens
 with m = 1, N_H all of them, so that the entropy term stays in step with the controller's weights, whose token-weighted

@@ -1,7 +1,7 @@
 """A policy version as one flat buffer: every tensor under its Hugging Face name at a multiple of 64 bytes, checksummed.
 
 A tied head is listed under its own name as well, at the offset of the embedding it shares: an engine that is not told
-about it keeps its old head without an error (ENGINE.md).
+about it keeps its old head without an error.
 """
 
 import struct

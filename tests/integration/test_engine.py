@@ -176,6 +176,17 @@ def test_scores_are_without_temperature(policy: Policy, engine: VllmEngine) -> N
         np.testing.assert_allclose(scored, policy.logprobs(sequence), atol=TOLERANCE_NATS, rtol=0)
 
 
+def test_more_prompt_tokens_than_fit_in_one_step_are_drawn_by_seed_all_the_same(
+    policy: Policy, engine: VllmEngine
+) -> None:
+    prompts = [np.roll(LONG_PROMPT, shift) for shift in range(8)]
+    for index, tokens in enumerate(prompts):
+        engine.submit(request(str(index), samples=2, tokens=tokens))
+    samples = finish(engine)
+    for index, tokens in enumerate(prompts):
+        policy.check(samples[str(index)], 1.0, prompt=tokens)
+
+
 def test_an_update_mid_request_gives_exact_spans_and_the_new_policy_afterwards(
     policy: Policy, engine: VllmEngine
 ) -> None:

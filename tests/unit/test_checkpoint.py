@@ -11,6 +11,7 @@ from entrostat.learner import checkpoint
 from entrostat.learner.trainer import Trainer
 from entrostat.protocol.errors import CheckpointDamaged, ResourceError
 from entrostat.protocol.messages import PolicyVersion
+from entrostat.protocol.settings import LearnerSettings
 from tests.tiny_policy import make_group, make_order, make_policy, make_prompts, make_stations
 
 
@@ -116,6 +117,23 @@ def test_a_resumed_learner_makes_the_same_next_step_to_the_bit(tmp_path: Path, d
         assert torch.equal(ours, others)
     assert (folder / "controller.bin").read_bytes() == b"controller"
     assert (folder / "policy" / "tokenizer.json").exists()
+    first.close()
+    second.close()
+
+
+def test_after_a_resume_the_reference_is_still_the_policy_the_run_started_from(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    model, prompts = make_policy(tmp_path / "policy"), make_prompts()
+    stations = make_stations(model, tmp_path, learner=LearnerSettings(lr=1e-2, kl_coefficient=0.1))
+    first = Trainer(stations, prompts, PolicyVersion(branch=0, step=0), shared_memory=tmp_path)
+    train(first, 0)
+    folder = tmp_path / "checkpoints" / "step-1"
+    first.save(folder, np.zeros(3, np.uint8))
+    second = Trainer(stations, prompts, PolicyVersion(branch=1, step=1), folder, shared_memory=tmp_path)
+    assert first._reference is not None
+    assert second._reference is not None
+    assert torch.equal(second._reference.head_weight, first._reference.head_weight)
+    assert not torch.equal(second._reference.head_weight, second._policy.head_weight)
     first.close()
     second.close()
 

@@ -314,6 +314,13 @@ def test_the_brake_waits_until_the_law_has_engaged() -> None:
     assert states[-1].coefficient > 0.0
 
 
+def test_the_law_engages_in_the_end_though_entropy_never_came_near_its_target() -> None:
+    law = ThermostatLaw(balance=0.1, drift=0.05, anchor=0.5)  # 1/â = 20 orders
+    engaged = [state.engaged for state in fed(law, [0.2] * 30) if isinstance(state, ThermostatState)]
+    assert engaged.index(True) == 3 + 20  # the third order is the first that is controlled
+    assert all(engaged[23:])
+
+
 def test_a_policy_without_entropy_is_answered_with_the_ceiling() -> None:
     states = fed(THERMOSTAT, [0.1] * 3 + [0.0] * 3)
     assert states[-1].coefficient == pytest.approx(1.0)

@@ -249,6 +249,29 @@ def test_a_busy_prompt_waits_for_its_turn_and_is_not_skipped() -> None:
     assert order.take({1, 2}, 2) == 0
 
 
+def test_a_returned_prompt_that_is_busy_waits_too() -> None:
+    order = PromptOrder(4, 0, shuffle=False)
+    order.put_back((3,))
+    assert order.take({3}, 1) == 0
+    order.freed(3)
+    assert order.take({0}, 1) == 3
+
+
+def test_a_prompt_whose_turn_came_while_it_was_sampled_is_leased_as_soon_as_it_is_free() -> None:
+    rules = LeaseRules(batch=1, max_staleness=9, last_step=99, samples=8, lease_seconds=10.0, seed=7)
+    leases = LeaseBook(rules, PromptOrder(3, 7, shuffle=False), branch=0, start=0)
+    slow, *quick = granted(leases, room=3)
+    for lease in quick:
+        leases.accept(report_of(lease))
+        leases.order()
+        leases.train()
+    # The second epoch: prompt 0 is still being sampled when its turn comes.
+    assert [lease.prompt_id for lease in granted(leases, room=1, serves=2)] == [1]
+    leases.accept(report_of(slow))
+    leases.order()
+    assert [lease.prompt_id for lease in granted(leases, room=2, serves=2)] == [0, 2]
+
+
 def test_a_position_survives_a_restart_with_what_was_under_way_first() -> None:
     order = PromptOrder(6, 0, shuffle=False)
     taken = [order.take((), 0) for _ in range(3)]

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from entrostat.learner.batching import Sample, flatten
 from entrostat.learner.entropy import clamped_entropy
@@ -73,7 +73,7 @@ def gradients(policy: Policy) -> dict[str, torch.Tensor]:
 def objective_by_definition(
     policy: Policy, reference: Policy, samples: list[Sample], wanted: Objective
 ) -> torch.Tensor:
-    """J as in ENTROPY.md, section 3, sample by sample, with the whole model's own logits."""
+    """J as update.py states it, sample by sample, with the whole model's own logits."""
     learner = wanted.learner
     kept = sum(len(s.tokens) - s.prompt_length for s in samples if s.counts)
     every = sum(len(s.tokens) - s.prompt_length for s in samples)
@@ -140,6 +140,16 @@ def test_gradient_checkpointing_changes_nothing(model: Path) -> None:
     theirs = gradients(saving)
     for name, gradient in gradients(plain).items():
         torch.testing.assert_close(gradient, theirs[name])
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [True, False])
+def test_dropout_is_off_in_every_mode(tmp_path: Path, gradient_checkpointing: bool) -> None:
+    folder = make_policy(tmp_path / "policy")  # for its tokenizer
+    config = GPT2Config(vocab_size=29, n_embd=16, n_layer=2, n_head=2, n_positions=64, attn_pdrop=0.5, resid_pdrop=0.5)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    policy = loaded(folder, gradient_checkpointing=gradient_checkpointing)
+    tokens = torch.arange(20)[None]
+    torch.testing.assert_close(policy.hidden(tokens), policy.hidden(tokens), rtol=0, atol=0)
 
 
 def test_a_rejected_sample_loses_both_terms_and_still_counts_in_the_measured_entropy(model: Path) -> None:

@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 import torch
 import xxhash
+from safetensors.torch import load_file
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from entrostat.learner import probe
 from entrostat.learner.ipc import IpcPublisher
+from entrostat.learner.policy import load_policy
 from entrostat.learner.shared_memory import SharedMemoryPublisher, remove_leftovers
 from entrostat.learner.trainer import Trainer
 from entrostat.learner.weights import layout
 from entrostat.protocol import wire
 from entrostat.protocol.errors import ResourceError
 from entrostat.protocol.messages import PolicyVersion, Probe, SharedFile, WeightsManifest
+from entrostat.protocol.settings import ModelSettings
 from tests.tiny_policy import make_group, make_order, make_policy, make_prompts, make_stations
 
 VERSION = PolicyVersion(branch=2, step=5)
@@ -179,6 +183,31 @@ def test_published_weights_compute_what_their_probe_says(tmp_path: Path, tied: b
             assert logprobs(before, manifest) == pytest.approx(manifest.probe.previous.tolist(), abs=1e-6)
             assert np.abs(manifest.probe.previous - manifest.probe.logprobs).max() > 1e-3
     trainer.close()
+
+
+def test_weights_are_published_under_the_names_of_their_checkpoint(tmp_path: Path) -> None:
+    folder = make_policy(tmp_path / "policy")  # for its tokenizer
+    config = Qwen3MoeConfig(
+        vocab_size=29,
+        hidden_size=16,
+        moe_intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_experts=3,
+        num_experts_per_tok=2,
+        tie_word_embeddings=True,
+    )
+    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    policy = load_policy(ModelSettings(path=str(folder)), source=str(folder), device=torch.device("cpu"))
+    saved = load_file(folder / "model.safetensors")
+    published = policy.named_tensors()
+    assert "model.layers.0.mlp.experts.2.up_proj.weight" in published
+    assert published.keys() == saved.keys() | {"lm_head.weight"}
+    for name, tensor in saved.items():
+        assert torch.equal(published[name], tensor)
+    assert published["lm_head.weight"].data_ptr() == published["model.embed_tokens.weight"].data_ptr()
 
 
 def rebuilt(model: Path, manifest: WeightsManifest) -> torch.nn.Module:
