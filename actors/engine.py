@@ -30,15 +30,16 @@ class VllmEngine:
     Args:
         model: which policy to build; its own weights are never served, `load` brings the first version.
         settings: the engine's section.
+        seed: for requests that are not reproducible, which draw from one stream.
 
     Raises:
         ModelError: vLLM can't build an engine for this model with these settings.
     """
 
-    def __init__(self, model: ModelSettings, settings: VllmSettings) -> None:
+    def __init__(self, model: ModelSettings, settings: VllmSettings, seed: int = 0) -> None:
         began = time.monotonic()
         self._settings = settings
-        self._llm = build_engine(model, settings)
+        self._llm = build_engine(model, settings, seed)
         self._context: int = self._llm.model_config.max_model_len
         self._requests: dict[str, SampleRequest] = {}
         self._scores: dict[str, Float32 | None] = {}

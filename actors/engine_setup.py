@@ -24,7 +24,7 @@ def prepare_environment(model: ModelSettings, settings: VllmSettings) -> None:
         os.environ.setdefault(name, value)
 
 
-def build_engine(model: ModelSettings, settings: VllmSettings) -> Any:
+def build_engine(model: ModelSettings, settings: VllmSettings, seed: int) -> Any:
     """A `vllm.LLMEngine` with our weight-transfer backend.
 
     Raises:
@@ -49,6 +49,7 @@ def build_engine(model: ModelSettings, settings: VllmSettings) -> Any:
         dtype=model.dtype,
         trust_remote_code=model.trust_remote_code,
         max_model_len=context,
+        seed=seed,
         max_num_seqs=settings.max_sequences,
         gpu_memory_utilization=settings.memory_share,
         tensor_parallel_size=settings.tensor_parallel,

@@ -11,6 +11,7 @@ import time
 import traceback
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
@@ -269,7 +270,8 @@ class RolloutActor:
         try:
             began = time.monotonic()
             tokenizer = HuggingFaceTokenizer(stations.model.path, trust_remote_code=stations.model.trust_remote_code)
-            engine = build_engine(stations, tokenizer)
+            seed = np.random.SeedSequence([stations.seed, self._slot, self._incarnation]).generate_state(1)[0]
+            engine = build_engine(stations, tokenizer, int(seed))
             self._engine_seconds = time.monotonic() - began
             seams = Seams(
                 engine=engine,
@@ -302,8 +304,8 @@ class RolloutActor:
             ) from error
 
 
-def build_engine(stations: Stations, tokenizer: Tokenizer) -> Engine:
-    """The engine that the run's settings ask for.
+def build_engine(stations: Stations, tokenizer: Tokenizer, seed: int) -> Engine:
+    """The engine that the run's settings ask for; `seed` is for requests that bring none of their own.
 
     Raises:
         ModelError: vLLM can't build one for this model with these settings.
@@ -314,4 +316,4 @@ def build_engine(stations: Stations, tokenizer: Tokenizer) -> Engine:
     # vLLM takes seconds to import: a simulated run does without.
     from entrostat.actors.engine import VllmEngine
 
-    return VllmEngine(stations.model, settings)
+    return VllmEngine(stations.model, settings, seed)

@@ -188,6 +188,7 @@ class RolloutWorker:
                     temperature=self._settings.temperature,
                     max_tokens=self._settings.max_response_tokens,
                     seed=lease.seed,
+                    reproducible=self._settings.reproducible,
                     prompt=held.prompt,
                 )
             )

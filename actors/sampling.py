@@ -21,7 +21,7 @@ def sampling_parameters(request: SampleRequest) -> Any:
         temperature=request.temperature,
         max_tokens=request.max_tokens,
         # vLLM draws sample i with seed + i: neighbouring seeds must not share samples.
-        seed=xxhash.xxh3_64_intdigest(struct.pack("<q", request.seed)) >> 2,
+        seed=xxhash.xxh3_64_intdigest(struct.pack("<q", request.seed)) >> 2 if request.reproducible else None,
         logprobs=0,
         flat_logprobs=True,
         detokenize=False,

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from entrostat import toml
 from entrostat.contradictions import contradictions
@@ -18,7 +19,6 @@ from entrostat.protocol.settings import (
     LearnerSettings,
     ModelSettings,
     Port,
-    Positive,
     RolloutSettings,
     Seconds,
     Settings,
@@ -44,7 +44,7 @@ class EvaluationSettings(Settings, frozen=True, kw_only=True):
 
     every_steps: CountOrZero = 0  # 0: only before and after
     samples: Count = 8  # per prompt: pass@1 and pass@samples
-    temperature: Positive = 1.0
+    temperature: Annotated[float, Meta(gt=0, le=2)] = 1.0  # vLLM allows no more
     tasks: tuple[TaskSettings, ...] = ()
 
 

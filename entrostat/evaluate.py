@@ -127,7 +127,7 @@ def measure(config: RunConfig, prompts: PromptSet, training: int, samples: int) 
         closing.callback(verifiers.close)
         exporter = Exporter("rollout", labels={"actor": "0"})
         closing.callback(exporter.close)
-        engine = build_engine(stations, tokenizer)
+        engine = build_engine(stations, tokenizer, stations.seed)
         closing.callback(engine.close)
         seams = Seams(
             engine=engine,

@@ -27,6 +27,7 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float
     max_tokens: int
     seed: int
+    reproducible: bool = True  # the same seed draws the same samples, whatever else the engine has to do
     prompt: Prompt  # a simulated engine answers from it; a real one never looks at it
 
 

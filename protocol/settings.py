@@ -115,6 +115,7 @@ class RolloutSettings(Settings, frozen=True, kw_only=True):
     temperature: Annotated[float, Meta(gt=0, le=2)] = 1.0  # vLLM allows no more
     max_staleness: CountOrZero = 1  # versions; 0 is on-policy
     groups_in_flight: Count = 32  # per actor
+    reproducible: bool = False  # draw each lease by its own seed; vLLM is a fifth slower then
     lease_seconds: Seconds = 120.0  # without a pulse a lease ends; a living actor renews it
     gpus: NonNegative = 1.0  # of Ray's GPUs for one actor, where there are any
     tolerance: NonNegative = 0.0  # of the weights' probe, nats; 0: 1e-4 in float32, 5e-2 in bfloat16
