@@ -159,6 +159,11 @@ class DifficultyTable:
         self._prompts = DecayedCounts(len(levels), settings.half_life_versions)
         self._levels = DecayedCounts(len(self.names), settings.half_life_versions)
 
+    @property
+    def level_numbers(self) -> Int32:
+        """`[prompts]` each one's level, as an index into `names`."""
+        return self._level
+
     def level_of(self, prompt: int) -> str:
         """The name of a prompt's level."""
         return self.names[int(self._level[prompt])]

@@ -93,7 +93,9 @@ class Controller:
         self._version = PolicyVersion(branch=branch, step=step)
         self._law = initial_state(settings.entropy.law, momentum=settings.learner.betas[0])
         self._difficulty = DifficultyTable(levels, settings.entropy.weight)
-        prompts = PromptOrder(len(levels), settings.seed, shuffle=settings.batch.shuffle)
+        prompts = PromptOrder(
+            len(levels), settings.seed, shuffle=settings.batch.shuffle, levels=self._difficulty.level_numbers
+        )
         if snapshot is not None:
             self._restore(snapshot, prompts)
         self._book = LeaseBook(

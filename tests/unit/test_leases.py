@@ -241,6 +241,18 @@ def test_an_epoch_has_every_prompt_once_and_epochs_differ() -> None:
     assert [plain.take((), 0) for _ in range(6)] == [0, 1, 2, 3, 4, 0]
 
 
+def test_every_stretch_of_an_epoch_holds_each_level_in_its_share() -> None:
+    levels = np.array([0] * 60 + [1] * 30 + [2] * 10, np.int32)
+    order = PromptOrder(100, 3, shuffle=True, levels=levels)
+    epochs = [[order.take((), 0) for _ in range(100)] for _ in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(100))
+        for start in range(81):
+            counts = np.bincount(levels[epoch[start : start + 20]], minlength=3)
+            assert np.all(np.abs(counts - np.array([12, 6, 2])) <= 2)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
 def test_a_busy_prompt_waits_for_its_turn_and_is_not_skipped() -> None:
     order = PromptOrder(4, 0, shuffle=False)
     assert order.take({0}, 1) == 1
