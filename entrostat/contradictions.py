@@ -105,12 +105,6 @@ def _evaluation(config: "RunConfig", without_tasks: bool) -> Iterator[Problem]:
             ("evaluation", "tasks"),
             "is missing: an evaluation needs at least one [[evaluation.tasks]]; for none leave [evaluation] out",
         )
-    if config.evaluation.every_steps > config.run.steps:
-        yield Problem(
-            ("evaluation", "every_steps"),
-            f"= {config.evaluation.every_steps} is above [run] steps = {config.run.steps}; "
-            "0 evaluates before and after only",
-        )
 
 
 def _lengths(config: "RunConfig") -> Iterator[Problem]:
@@ -141,7 +135,7 @@ def _lengths(config: "RunConfig") -> Iterator[Problem]:
 
 
 def _law(config: "RunConfig") -> Iterator[Problem]:
-    law, steps, place = config.entropy.law, config.run.steps, ("entropy", "law")
+    law, place = config.entropy.law, ("entropy", "law")
     if isinstance(law, ThermostatLaw):
         if not law.floor_ratio < law.ceiling_ratio:
             yield Problem(
@@ -153,16 +147,7 @@ def _law(config: "RunConfig") -> Iterator[Problem]:
                 f"lies outside its own box: floor_ratio = {law.floor_ratio:g} and ceiling_ratio = "
                 f"{law.ceiling_ratio:g} are multiples of it and must enclose 1",
             )
-        if law.anchor_orders >= steps:
-            yield Problem(
-                (*place, "anchor_orders"),
-                f"= {law.anchor_orders} orders measure H_0, but [run] steps = {steps}: the law would never act",
-            )
     if isinstance(law, BandLaw):
-        if law.warmup_steps >= steps:
-            yield Problem(
-                (*place, "warmup_steps"), f"= {law.warmup_steps}, but [run] steps = {steps}: the law would never act"
-            )
         facts = model_facts(config.model.path)
         if facts and facts.vocab_size and law.low >= math.log(facts.vocab_size):
             yield Problem(
@@ -181,11 +166,6 @@ def _learner(config: "RunConfig") -> Iterator[Problem]:
         )
     if learner.transport == "ipc" and isinstance(config.rollout.engine, SimulatedSettings):
         yield Problem(("learner", "transport"), '= "ipc" needs a real engine; the simulated one reads "shared_memory"')
-    if learner.warmup_steps >= config.run.steps:
-        yield Problem(
-            ("learner", "warmup_steps"),
-            f"= {learner.warmup_steps} is not below [run] steps = {config.run.steps}: lr would never be reached",
-        )
     if learner.truncated == "penalise" and learner.truncation_penalty == 0:
         yield Problem(
             ("learner", "truncation_penalty"),

@@ -255,6 +255,7 @@ def _notes(config: RunConfig, facts: ModelFacts | None) -> Iterator[str]:
         yield "a purely integral law is undamped where entropy falls by itself: expect it to swing around its target"
     if isinstance(law, ThermostatLaw | AnchoredLaw) and law.anchor > 1:
         yield f"anchor = {law.anchor:g} sets the target above the entropy the policy starts with"
+    yield from _short(config)
     engine = rollout.engine
     if (
         config.learner.transport == "ipc"
@@ -267,6 +268,19 @@ def _notes(config: RunConfig, facts: ModelFacts | None) -> Iterator[str]:
     for task in (*config.tasks, *config.evaluation.tasks):
         if isinstance(task, Jsonl) and count_rows(task) is None:
             yield f"{task.path} is not here: a run would end at once, with exit code 2"
+
+
+def _short(config: RunConfig) -> Iterator[str]:
+    """What so few steps leave out: a trial run may, a real one should not."""
+    steps, law = config.run.steps, config.entropy.law
+    if isinstance(law, ThermostatLaw) and law.anchor_orders >= steps:
+        yield f"{law.anchor_orders} orders measure H_0: in {steps} steps the law never acts"
+    if isinstance(law, BandLaw) and law.warmup_steps >= steps:
+        yield f"the band law warms up for {law.warmup_steps} steps: in {steps} steps it never acts"
+    if config.learner.warmup_steps >= steps:
+        yield f"lr warms up for {config.learner.warmup_steps} steps: in {steps} steps it is never reached"
+    if config.evaluation.every_steps > steps:
+        yield f"an evaluation every {config.evaluation.every_steps} steps: in {steps} steps only before and after"
 
 
 def _context(config: RunConfig, facts: ModelFacts) -> int:

@@ -38,6 +38,14 @@ def test_what_is_not_on_this_machine_is_said_to_be_missing(repository: Path) -> 
     assert "ipc: the engine reads the learner's memory" in said
 
 
+def test_a_trial_run_too_short_for_its_settings_is_allowed_and_says_so(quickstart: Path) -> None:
+    settings = ["run.steps=3", "learner.warmup_steps=5", "evaluation.every_steps=10"]
+    said = explain(load(quickstart, settings))
+    for note in ("3 orders measure H_0: in 3 steps", "lr warms up for 5 steps", "an evaluation every 10 steps"):
+        assert note in said
+    assert "measure H_0: in" not in explain(load(quickstart))
+
+
 def test_too_few_groups_in_flight_are_worth_knowing(quickstart: Path) -> None:
     assert "4 rounds a step" in explain(load(quickstart, ["rollout.groups_in_flight=8"]))
     assert "rounds a step" not in explain(load(quickstart, ["rollout.groups_in_flight=32"]))
