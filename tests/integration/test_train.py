@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from entrostat.learner import checkpoint
 from entrostat.rows import read_evaluations, read_metrics
@@ -27,6 +29,10 @@ def entrostat(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str
     return subprocess.run(
         command(*arguments), cwd=folder, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False
     )
+
+
+def sets(settings: list[str]) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 def train(folder: Path, *arguments: str) -> str:
@@ -132,6 +138,22 @@ def test_the_simulated_run_makes_twenty_steps_in_a_minute(repository: Path, tmp_
     assert max(row.staleness_max for row in rows) <= 1
 
 
+def test_on_policy_means_no_group_is_older_than_its_order(repository: Path, tmp_path: Path) -> None:
+    settings = ["run.steps=4", "rollout.max_staleness=0", "evaluation.tasks=[]"]
+    train(tmp_path, str(repository / "deploy/runs/simulated.toml"), "--run", "run", *sets(settings))
+    assert [row.staleness_max for row in read_metrics(tmp_path / "run/metrics.jsonl")] == [0, 0, 0, 0]
+
+
+def test_a_sink_gets_the_same_numbers(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = ["run.steps=3", 'monitor.sinks=["tensorboard","wandb"]', "evaluation.tasks=[]"]
+    train(tmp_path, str(repository / "deploy/runs/simulated.toml"), "--run", "run", *sets(settings))
+    events = event_accumulator.EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    rewards = [event.value for event in events.Scalars("reward")]
+    assert rewards == pytest.approx([row.reward for row in read_metrics(tmp_path / "run/metrics.jsonl")])
+    assert list((tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb"))
+
+
 def test_ctrl_c_saves_and_the_run_goes_on(repository: Path, tmp_path: Path) -> None:
     config = str(repository / "deploy/runs/simulated.toml")
     arguments = ["train", config, "--run", "run", "--set", "run.steps=500"]
@@ -153,3 +175,24 @@ def test_ctrl_c_saves_and_the_run_goes_on(repository: Path, tmp_path: Path) -> N
     rows = read_metrics(tmp_path / "run/metrics.jsonl")
     assert [row.step for row in rows] == list(range(1, steps + 3))
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == steps + 2
+
+
+def test_a_killed_actor_is_replaced_and_training_goes_on(repository: Path, tmp_path: Path) -> None:
+    config = str(repository / "deploy/runs/simulated.toml")
+    settings = ["run.steps=20", "evaluation.tasks=[]", "rollout.lease_seconds=3"]
+    arguments = ["train", config, "--run", "run", *sets(settings)]
+    with subprocess.Popen(
+        command(*arguments), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while len(read_metrics(tmp_path / "run/metrics.jsonl")) < 3:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        below = psutil.Process(process.pid).children(recursive=True)
+        (actor,) = [one for one in below if one.name().startswith("ray::RolloutAct")]
+        actor.kill()
+        said, errors = process.communicate(timeout=DEADLINE_SECONDS)
+        assert process.returncode == 0, said + errors
+    assert [row.step for row in read_metrics(tmp_path / "run/metrics.jsonl")] == list(range(1, 21))
+    assert json.loads((tmp_path / "run/summary.json").read_text())["actor_restarts"] == 1

@@ -1,12 +1,14 @@
 """From groups to micro-batches: nothing lost, nothing doubled, the budget kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrostat.learner.batching import Sample, collate, denominators, flatten, micro_batches, padding_share
+from entrostat.learner.batching import Block, Sample, blocks, collate, denominators, flatten, padding_share
 from entrostat.protocol.messages import PolicyVersion
 from entrostat.protocol.settings import LearnerSettings
 from tests.tiny_policy import make_group, make_order
@@ -27,23 +29,79 @@ def sample(index: int, prompt: int, response: int, *, counts: bool = True) -> Sa
     )
 
 
-@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 30)), max_size=30), st.integers(1, 200))
-@settings(max_examples=60)
+def held(block: Block) -> tuple[int, list[int]]:
+    """Tokens of the block's prompts and of each of its micro-batches, padding included."""
+    prompts = [len(prompt) for prompt in block.prompts]
+    rows = [[one.response_length if block.prompts else len(one.tokens) for one in batch] for batch in block.batches]
+    return len(prompts) * max(prompts, default=0), [len(lengths) * max(lengths) for lengths in rows]
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 30)), max_size=30), st.integers(1, 200), st.booleans())
+@settings(max_examples=100)
 def test_every_sample_with_a_response_is_in_exactly_one_micro_batch_within_the_budget(
-    lengths: list[tuple[int, int]], budget: int
+    lengths: list[tuple[int, int]], budget: int, shared: bool
 ) -> None:
     samples = [sample(i, prompt, response) for i, (prompt, response) in enumerate(lengths)]
-    batches = micro_batches(samples, budget)
-    seen = sorted(one.index for batch in batches for one in batch)
+    plan = blocks(samples, budget, shared=shared)
+    seen = sorted(one.index for block in plan for batch in block.batches for one in batch)
     assert seen == [one.index for one in samples if one.response_length]
-    for batch in batches:
-        held = len(batch) * max(len(one.tokens) for one in batch)
-        assert held <= budget or len(batch) == 1
-    sizes = [len(one.tokens) for batch in batches for one in batch]
-    assert sizes == sorted(sizes, reverse=True)
-    real = sum(len(one.tokens) for batch in batches for one in batch)
-    held = sum(len(batch) * max(len(one.tokens) for one in batch) for batch in batches)
-    assert padding_share(batches) == pytest.approx(1 - real / held if held else 0.0)
+    for block in plan:
+        first, others = held(block)
+        for batch, rows in zip(block.batches, others, strict=True):
+            assert first + rows <= budget or len(batch) == 1
+        assert first <= budget / 2 or len(block.prompts) <= 1
+        sizes = [one.response_length if shared else len(one.tokens) for batch in block.batches for one in batch]
+        assert sizes == sorted(sizes, reverse=True)
+    real = sum(
+        sum(map(len, block.prompts))
+        + sum(one.response_length if shared else len(one.tokens) for batch in block.batches for one in batch)
+        for block in plan
+    )
+    every = sum(first + sum(others) for first, others in map(held, plan))
+    assert padding_share(plan) == pytest.approx(1 - real / every if every else 0.0)
+
+
+def family(index: int, prompt: int, *responses: int) -> list[Sample]:
+    """Samples of one prompt."""
+    start = np.arange(100 * index, 100 * index + prompt)
+    return [
+        replace(one, tokens=np.concatenate([start, one.tokens[prompt:]]).astype(np.int32))
+        for one in (sample(index + i, prompt, response) for i, response in enumerate(responses))
+    ]
+
+
+def test_samples_of_one_prompt_share_it_and_one_block() -> None:
+    samples = [*family(10, 4, 3, 5, 1), *family(20, 6, 2, 2), *family(30, 4, 7)]
+    (whole,) = blocks(samples, 1000, shared=True)
+    assert [prompt.tolist() for prompt in whole.prompts] == [
+        list(range(2000, 2006)),
+        list(range(1000, 1004)),
+        list(range(3000, 3004)),
+    ]
+    assert [[one.response_length for one in batch] for batch in whole.batches] == [[7, 5, 3, 2, 2, 1]]
+    # At 20 tokens only one of the prompts, of 6, or two, of 4, may be held: at most half.
+    cut = blocks(samples, 20, shared=True)
+    assert [len(block.prompts) for block in cut] == [1, 2]
+    assert [[one.response_length for one in batch] for batch in cut[1].batches] == [[7], [5, 3], [1]]
+
+
+def test_copies_of_a_long_prompts_keys_are_bounded() -> None:
+    (block,) = blocks(family(1, 90, *[1] * 10), 100, shared=True)
+    # Ten tokens of response fit beside the prompt, but only four copies of its 90 keys into four times the budget.
+    assert [len(batch) for batch in block.batches] == [4, 4, 2]
+
+
+def test_rows_that_go_on_from_a_prompt_start_with_its_last_state() -> None:
+    samples = [*family(1, 3, 4, 1), *family(7, 5, 2)]
+    (block,) = blocks(samples, 1000, shared=True)
+    batch = collate(block.batches[0], block.prompts, device=torch.device("cpu"), dtype=torch.float64)
+    assert [one.index for one in block.batches[0]] == [1, 7, 2]
+    assert batch.prompt.tolist() == [1, 0, 1]
+    assert batch.tokens[0].tolist() == [103, 104, 105]
+    last = torch.tensor([[prompt[-1]] for prompt in block.prompts])[batch.prompt]
+    before = torch.cat([last, batch.tokens], 1).flatten()[batch.positions]
+    assert before.tolist() == [102, 103, 104, 105, 704, 705, 102]
+    assert batch.targets.tolist() == [103, 104, 105, 106, 705, 706, 203]
 
 
 def test_every_response_token_is_predicted_from_the_token_before_it() -> None:

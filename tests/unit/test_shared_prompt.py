@@ -1,0 +1,249 @@
+"""Prompts computed once: the same numbers and gradients as whole rows, and models that can't are found out."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
+
+from entrostat.learner import shared_prompt
+from entrostat.learner.batching import Sample
+from entrostat.learner.policy import Policy, freeze, load_policy
+from entrostat.learner.shared_prompt import objection
+from entrostat.learner.update import Measured, Objective, accumulate
+from entrostat.protocol.settings import ClampedEntropy, LearnerSettings, ModelSettings
+from tests.tiny_policy import WORDS, make_policy
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    """The tiny policy in float64 throughout: transformers' own norm computes in float32 whatever it is given."""
+    torch.set_num_threads(1)
+    return in_float64(loaded(make_policy(tmp_path_factory.mktemp("policy"))))
+
+
+def loaded(folder: Path, *, dtype: str = "float32", gradient_checkpointing: bool = False) -> Policy:
+    model = ModelSettings(path=str(folder), dtype="bfloat16" if dtype == "bfloat16" else "float32")
+    return load_policy(model, source=str(folder), device=CPU, gradient_checkpointing=gradient_checkpointing)
+
+
+def in_float64(policy: Policy) -> Policy:
+    policy.model.double()
+    for parent in list(policy.model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__ == "Qwen3RMSNorm":
+                norm = nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon, dtype=torch.float64)
+                norm.weight = child.weight
+                setattr(parent, name, norm)
+    return policy
+
+
+def group(draw: np.random.Generator, first: int, prompt: int, lengths: list[int]) -> list[Sample]:
+    """Samples of one random prompt; a quarter of them are rejected."""
+    start = draw.integers(3, len(WORDS), prompt)
+    return [
+        Sample(
+            index=first + i,
+            tokens=np.concatenate([start, draw.integers(3, len(WORDS), length)]).astype(np.int32),
+            prompt_length=prompt,
+            behaviour=(-draw.random(length) - 2.5).astype(np.float32),
+            advantage=float(draw.normal()),
+            coefficient=float(draw.random()),
+            counts=bool(draw.random() < 0.75),
+        )
+        for i, length in enumerate(lengths)
+    ]
+
+
+def samples_of(seed: int, groups: list[tuple[int, list[int]]]) -> list[Sample]:
+    draw, samples = np.random.default_rng(seed), list[Sample]()
+    for prompt, lengths in groups:
+        samples += group(draw, len(samples), prompt, lengths)
+    return samples
+
+
+def objective(budget: int, kl: float = 0.0) -> Objective:
+    learner = LearnerSettings(microbatch_tokens=budget, kl_coefficient=kl)
+    return Objective(learner=learner, estimator=ClampedEntropy(drop_fraction=0.25), temperature=0.8)
+
+
+def accumulated(
+    policy: Policy, samples: list[Sample], wanted: Objective, reference: Policy | None = None
+) -> tuple[Measured, dict[str, torch.Tensor]]:
+    policy.model.zero_grad(set_to_none=True)
+    measured = accumulate(policy, reference, samples, wanted, "step 1")
+    return measured, {name: weight.grad.clone() for name, weight in policy.model.named_parameters()}
+
+
+def by_sample(measured: Measured) -> dict[str, torch.Tensor]:
+    """Per token, in the order's own order: micro-batches differ."""
+    order = measured.tokens.sample.argsort(stable=True)
+    return {f.name: getattr(measured.tokens, f.name)[order] for f in dataclasses.fields(measured.tokens)}
+
+
+def assert_same(policy: Policy, samples: list[Sample], wanted: Objective, reference: Policy | None = None) -> None:
+    plain = dataclasses.replace(policy, shares_prompts=False)
+    assert policy.shares_prompts
+    (ours, mine), (whole, theirs) = (accumulated(p, samples, wanted, reference) for p in (policy, plain))
+    assert msgspec.to_builtins(dataclasses.asdict(ours.terms)) == pytest.approx(
+        dataclasses.asdict(whole.terms), abs=1e-10
+    )
+    assert ours.denominators == whole.denominators
+    torch.testing.assert_close(by_sample(ours), by_sample(whole), atol=1e-10, rtol=0)
+    torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 8), min_size=1, max_size=4)), min_size=1, max_size=5),
+    st.integers(1, 120),
+    st.integers(0, 2**16),
+)
+@settings(max_examples=25, deadline=None)
+def test_loss_gradient_and_measurements_are_those_of_whole_rows(
+    exact: Policy, groups: list[tuple[int, list[int]]], budget: int, seed: int
+) -> None:
+    assert_same(exact, samples_of(seed, groups), objective(budget))
+
+
+@pytest.mark.parametrize("budget", [1, 30, 60, 10_000])
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [(5, [4, 4, 4]), (5, [2, 7])],
+        [(5, [1, 1, 1]), (3, [1])],
+        [(2, [8, 1, 3, 1, 5]), (9, [1]), (4, [6, 6])],
+    ],
+    ids=["prompts of one length", "responses of one token", "prompts of several lengths and a single sample"],
+)
+def test_special_shapes_are_those_of_whole_rows(
+    exact: Policy, budget: int, groups: list[tuple[int, list[int]]]
+) -> None:
+    assert_same(exact, samples_of(0, groups), objective(budget))
+
+
+def test_the_pull_to_a_reference_is_that_of_whole_rows(tmp_path: Path) -> None:
+    policy, reference = (in_float64(loaded(make_policy(tmp_path / name))) for name in ("policy", "reference"))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for weight in reference.model.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+    samples = samples_of(1, [(5, [4, 2, 6]), (3, [5, 1])])
+    assert_same(policy, samples, objective(60, kl=0.5), freeze(reference))
+    measured, _ = accumulated(policy, samples, objective(60, kl=0.5), reference)
+    assert measured.terms.kl < 0
+    assert all(weight.grad is None for weight in reference.model.parameters())
+
+
+def test_a_reference_that_can_not_share_is_asked_for_whole_rows(tmp_path: Path) -> None:
+    policy = loaded(make_policy(tmp_path))
+    reference = dataclasses.replace(freeze(loaded(tmp_path)), shares_prompts=False)
+    measured, _ = accumulated(policy, samples_of(1, [(5, [4, 2, 6])]), objective(60, kl=0.5), reference)
+    assert measured.terms.kl == 0.0
+
+
+def test_each_prompt_is_computed_once_and_each_response_token_once(tmp_path: Path) -> None:
+    policy = loaded(make_policy(tmp_path))
+    read: list[int] = []
+    policy.model.get_input_embeddings().register_forward_hook(lambda _, given, __: read.append(given[0].numel()))
+    samples = samples_of(0, [(10, [5] * 16), (10, [5] * 16)])
+    measured, _ = accumulated(policy, samples, objective(60))
+    assert measured.padding_share == 0.0
+    # 40 tokens are left for responses, 8 of 5 tokens; of each the last is not read.
+    assert read == [20, *[8 * 4] * 4]
+
+
+def test_a_model_with_absolute_positions_shares_prompts_too(tmp_path: Path) -> None:
+    make_policy(tmp_path)  # for its tokenizer
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    policy = loaded(tmp_path)
+    policy.model.double()
+    assert_same(policy, samples_of(0, [(5, [4, 2, 6]), (3, [5, 1])]), objective(40))
+
+
+def test_bfloat16_weights_prove_themselves(tmp_path: Path) -> None:
+    policy = loaded(make_policy(tmp_path, dtype=torch.bfloat16), dtype="bfloat16")
+    assert policy.shares_prompts
+    _, gradients = accumulated(policy, samples_of(0, [(5, [4] * 16)]), objective(40))
+    assert all(gradient.dtype == torch.bfloat16 and gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_gradient_checkpointing_computes_whole_rows_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_policy(tmp_path)
+    with caplog.at_level(logging.INFO, "entrostat.learner.policy"):
+        assert loaded(tmp_path).shares_prompts
+        assert not caplog.records
+        assert not loaded(tmp_path, gradient_checkpointing=True).shares_prompts
+    assert [record.getMessage() for record in caplog.records] == [
+        f"each sample computes its prompt again, which costs time: gradient checkpointing keeps no cache in {tmp_path}"
+    ]
+
+
+def test_a_model_with_a_sliding_window_computes_whole_rows(tmp_path: Path) -> None:
+    make_policy(tmp_path)  # for its tokenizer
+    config = Qwen3Config.from_pretrained(tmp_path)
+    config.update({"use_sliding_window": True, "sliding_window": 64, "layer_types": ["sliding_attention"] * 2})
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    policy = loaded(tmp_path)
+    assert not policy.shares_prompts
+    assert objection(policy.model.get_decoder(), CPU, len(WORDS)) == "its cache holds DynamicSlidingWindowLayer"
+    accumulated(policy, samples_of(0, [(5, [4, 2])]), objective(40))
+
+
+class Changed(nn.Module):
+    """The tiny decoder with a flaw in what it does with a cache."""
+
+    def __init__(self, decoder: nn.Module, flaw: str) -> None:
+        super().__init__()
+        self.decoder, self.flaw = decoder, flaw
+
+    def forward(self, **given: Any) -> Any:
+        if given.get("past_key_values") is not None:
+            if self.flaw == "refuses":
+                raise TypeError("forward() takes no position_ids")
+            if self.flaw == "counts positions from 0":
+                given["position_ids"] = torch.arange(given["input_ids"].shape[1])[None]
+            if self.flaw == "sees padding":
+                given.pop("attention_mask", None)
+        out = self.decoder(**given)
+        if self.flaw == "cuts the graph" and given["use_cache"] and given.get("past_key_values") is None:
+            for layer in out.past_key_values.layers[:1]:
+                layer.keys = layer.keys.detach() + 0 * layer.keys
+        return out
+
+
+@pytest.mark.parametrize(
+    ("flaw", "reason"),
+    [
+        ("none", None),
+        ("refuses", "can't be used so: TypeError: forward() takes no position_ids"),
+        ("counts positions from 0", "its states differ by"),
+        ("sees padding", "its states differ by"),
+        ("cuts the graph", "its gradient differs by"),
+    ],
+)
+def test_a_model_whose_cache_does_something_else_is_found_out(tmp_path: Path, flaw: str, reason: str | None) -> None:
+    decoder = Changed(loaded(make_policy(tmp_path)).model.get_decoder(), flaw)
+    found = objection(decoder, CPU, len(WORDS))
+    assert found is None if reason is None else found is not None and reason in found
+
+
+def test_the_proof_leaves_neither_gradients_nor_another_random_state(tmp_path: Path) -> None:
+    policy = loaded(make_policy(tmp_path))
+    before = torch.get_rng_state()
+    assert shared_prompt.objection(policy.model.get_decoder(), CPU, len(WORDS)) is None
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(weight.grad is None for weight in policy.model.parameters())
