@@ -1,11 +1,14 @@
 """From groups to micro-batches: flat samples, sorted by length, right-padded, within a budget of tokens.
 
+Micro-batches come in blocks. A block's prompts are computed once, and the rows of its micro-batches are responses that
+go on from them (shared_prompt.py); or it has no prompts, and the rows are whole: prompt and response.
+
 Right padding needs no attention mask: attention is causal, so a real token never sees the padding behind it, and the
 padding's own outputs are never read. Without a mask the positions count from 0 in every row and attention takes its
 fast path.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,6 +22,13 @@ from entrostat.protocol.messages import FINISHED_LENGTH, Group, OrderedGroup
 from entrostat.protocol.settings import LearnerSettings
 
 PADDING_ID = 0  # any token will do: nothing reads what comes of it
+PROMPTS_SHARE = 0.5  # of the budget, at most, for a block's prompts: the rest is for the responses
+# A prompt's keys and values are copied for each row. They are a fraction of what a computed token holds in memory, so
+# that a micro-batch may have so many times the budget of them, the response's own included.
+KEYS_PER_TOKEN = 4
+# A micro-batch that is at least half full takes no sample that is shorter than so much of its longest: beyond that,
+# another round costs less than the padding.
+SHORTEST_SHARE = 7 / 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +42,11 @@ class Sample:
     advantage: float
     coefficient: float  # λ_q
     counts: bool  # False: a rejected sample, which loses every term of the loss
+
+    @property
+    def prompt(self) -> Int32:
+        """`[P]`."""
+        return self.tokens[: self.prompt_length]
 
     @property
     def response_length(self) -> int:
@@ -48,10 +63,23 @@ class Denominators:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MicroBatch:
-    """`B` rows of `L` tokens; everything else is per response token, `[T]`, of all rows one after another."""
+class Block:
+    """Samples that are computed together; each is in one micro-batch, and its prompt is among `prompts`, if any."""
 
-    tokens: Tensor  # [B, L] int64; a row's last token is left out, as nothing is predicted from it
+    prompts: tuple[Int32, ...]  # distinct, longest first; none: the micro-batches hold whole rows
+    batches: tuple[tuple[Sample, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatch:
+    """`B` rows of tokens and `L` states each; all else is per response token, `[T]`, of all rows one after another.
+
+    A whole row has as many tokens as states; a row that goes on from a prompt has one token less, as its first state is
+    the prompt's last. A row's last token is left out: nothing is predicted from it.
+    """
+
+    tokens: Tensor  # [B, L] or [B, L − 1] int64
+    prompt: Tensor  # [B] int64 into Block.prompts; of whole rows, −1
     positions: Tensor  # [T] int64 into B·L: where the token's logits are computed
     targets: Tensor  # [T] int64
     behaviour: Tensor  # [T] nats
@@ -95,38 +123,93 @@ def denominators(samples: Sequence[Sample]) -> Denominators:
     )
 
 
-def micro_batches(samples: Sequence[Sample], budget: int) -> list[list[Sample]]:
-    """Samples of similar length together, longest first, each batch within `budget` tokens, padding included.
+def blocks(samples: Sequence[Sample], budget: int, *, shared: bool) -> list[Block]:
+    """All samples with response tokens, in blocks of at most `budget` tokens at a time, padding included.
 
-    A sample longer than the budget is a batch of its own; one without response tokens teaches nothing and is left out.
+    With `shared`, what counts is a block's prompts, once, and the responses of one micro-batch; else whole rows. A
+    sample beyond the budget is a micro-batch of its own; one without response tokens teaches nothing and is left out.
     """
-    batches: list[list[Sample]] = []
-    for sample in sorted(samples, key=lambda sample: (-len(sample.tokens), sample.index)):
-        if sample.response_length == 0:
-            continue
-        if batches and (len(batches[-1]) + 1) * len(batches[-1][0].tokens) <= budget:
-            batches[-1].append(sample)
+    taught = [sample for sample in samples if sample.response_length]
+
+    def whole(sample: Sample) -> int:
+        return len(sample.tokens)
+
+    if not shared:
+        return [
+            Block(prompts=(), batches=_micro_batches(taught, whole, lambda rows, longest: rows * longest <= budget))
+        ]
+    families: dict[bytes, list[Sample]] = {}
+    for sample in taught:
+        families.setdefault(sample.prompt.tobytes(), []).append(sample)
+    cuts: list[list[list[Sample]]] = []
+    for family in sorted(families.values(), key=lambda family: (-family[0].prompt_length, family[0].index)):
+        if cuts and (len(cuts[-1]) + 1) * cuts[-1][0][0].prompt_length <= PROMPTS_SHARE * budget:
+            cuts[-1].append(family)
         else:
-            batches.append([sample])
-    return batches
+            cuts.append([family])
+    return [_block(cut, budget) for cut in cuts]
 
 
-def padding_share(batches: Sequence[Sequence[Sample]]) -> float:
-    """Padding over all tokens of the micro-batches, 0–1."""
-    held = sum(len(batch) * len(batch[0].tokens) for batch in batches)
-    real = sum(len(sample.tokens) for batch in batches for sample in batch)
+def _block(families: Sequence[Sequence[Sample]], budget: int) -> Block:
+    """The block of these prompts' samples; the first prompt is the longest."""
+    width = families[0][0].prompt_length
+    room = budget - len(families) * width
+
+    def response(sample: Sample) -> int:
+        return sample.response_length
+
+    def fits(rows: int, longest: int) -> bool:
+        return rows * longest <= room and rows * (width + longest) <= KEYS_PER_TOKEN * budget
+
+    return Block(
+        prompts=tuple(family[0].prompt for family in families),
+        batches=_micro_batches([sample for family in families for sample in family], response, fits),
+    )
+
+
+def _micro_batches(
+    samples: Sequence[Sample], length: Callable[[Sample], int], fits: Callable[[int, int], bool]
+) -> tuple[tuple[Sample, ...], ...]:
+    """Samples of similar length together, longest first; `fits(rows, longest)` says if so many rows are allowed."""
+    batches: list[list[Sample]] = []
+    for sample in sorted(samples, key=lambda sample: (-length(sample), sample.index)):
+        if batches:
+            rows, longest = len(batches[-1]), length(batches[-1][0])
+            alike = length(sample) >= SHORTEST_SHARE * longest
+            if fits(rows + 1, longest) and (alike or fits(2 * rows, longest)):
+                batches[-1].append(sample)
+                continue
+        batches.append([sample])
+    return tuple(map(tuple, batches))
+
+
+def padding_share(blocks: Sequence[Block]) -> float:
+    """Padding over all tokens of the blocks' prompts and micro-batches, 0–1."""
+    held = real = 0
+    for block in blocks:
+        tables = [[len(prompt) for prompt in block.prompts]]
+        for batch in block.batches:
+            tables.append([sample.response_length if block.prompts else len(sample.tokens) for sample in batch])
+        held += sum(len(lengths) * max(lengths, default=0) for lengths in tables)
+        real += sum(map(sum, tables))
     return 1.0 - real / held if held else 0.0
 
 
-def collate(samples: Sequence[Sample], *, device: torch.device, dtype: torch.dtype) -> MicroBatch:
-    """The samples as tensors; `dtype` is that of the per-token numbers."""
-    width = max(len(sample.tokens) for sample in samples) - 1
+def collate(
+    samples: Sequence[Sample], prompts: Sequence[Int32] = (), *, device: torch.device, dtype: torch.dtype
+) -> MicroBatch:
+    """The samples as tensors, of a block with these prompts; `dtype` is that of the per-token numbers."""
+    place = {prompt.tobytes(): i for i, prompt in enumerate(prompts)}
+    skipped = [sample.prompt_length if prompts else 0 for sample in samples]
+    ahead = 1 if prompts else 0  # the prompt's last state comes before the row's own
+    width = max(len(sample.tokens) - skip for sample, skip in zip(samples, skipped, strict=True)) - 1
     tokens = np.full((len(samples), width), PADDING_ID, np.int64)
     positions, lengths = [], np.array([sample.response_length for sample in samples])
-    for row, sample in enumerate(samples):
-        tokens[row, : len(sample.tokens) - 1] = sample.tokens[:-1]
-        first = row * width + sample.prompt_length - 1
+    for row, (sample, skip) in enumerate(zip(samples, skipped, strict=True)):
+        tokens[row, : len(sample.tokens) - skip - 1] = sample.tokens[skip:-1]
+        first = row * (width + ahead) + sample.prompt_length - skip - 1 + ahead
         positions.append(np.arange(first, first + sample.response_length))
+    prompt = np.array([place[sample.prompt.tobytes()] if prompts else -1 for sample in samples])
 
     def whole(arrays: list[Int32]) -> Tensor:
         return torch.from_numpy(np.concatenate(arrays).astype(np.int64)).to(device)
@@ -136,6 +219,7 @@ def collate(samples: Sequence[Sample], *, device: torch.device, dtype: torch.dty
 
     return MicroBatch(
         tokens=torch.from_numpy(tokens).to(device),
+        prompt=torch.from_numpy(prompt).to(device),
         positions=torch.from_numpy(np.concatenate(positions)).to(device),
         targets=whole([sample.tokens[sample.prompt_length :] for sample in samples]),
         behaviour=torch.from_numpy(np.concatenate([sample.behaviour for sample in samples])).to(device, dtype),

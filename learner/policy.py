@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.core_model_loading import revert_weight_conversion
 
+from entrostat.learner.shared_prompt import SharedPrompts, go_on, objection, read_prompts
 from entrostat.protocol.arrays import Float32, Int32
 from entrostat.protocol.errors import ModelError
 from entrostat.protocol.settings import ModelSettings
@@ -30,6 +31,7 @@ class Policy:
 
     model: Any  # transformers.PreTrainedModel
     tokenizer: Any
+    shares_prompts: bool = False  # proven: samples may go on from a prompt that is computed once
 
     @property
     def head_weight(self) -> Tensor:
@@ -49,6 +51,14 @@ class Policy:
     def hidden(self, tokens: Tensor) -> Tensor:
         """`[B, L] int64 → [B, L, D]`, the states before the head. Rows are right-padded: see batching.py."""
         return self.model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+
+    def prompts(self, prompts: Sequence[Int32]) -> SharedPrompts:
+        """What samples of these prompts can go on from; its `backward` is due when all of them are done."""
+        return read_prompts(self.model.get_decoder(), prompts, self.device)
+
+    def hidden_after(self, shared: SharedPrompts, prompt: Tensor, tokens: Tensor) -> Tensor:
+        """`prompt [B]`, `tokens [B, L − 1] int64 → [B, L, D]`: the prompt's last state and those of the row after."""
+        return go_on(self.model.get_decoder(), shared, prompt, tokens)
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Every weight under its name in a Hugging Face checkpoint, tied ones under each of their names.
@@ -111,7 +121,12 @@ def load_policy(
         model.config.use_cache = False
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()  # transformers checkpoints only in training mode
-    return policy
+        reason: str | None = "gradient checkpointing keeps no cache"
+    else:
+        reason = objection(model.get_decoder(), policy.device, policy.head_weight.shape[0])
+    if reason:
+        log.info("each sample computes its prompt again, which costs time: %s in %s", reason, source)
+    return replace(policy, shares_prompts=reason is None)
 
 
 def freeze(policy: Policy) -> Policy:

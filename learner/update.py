@@ -17,17 +17,19 @@ import torch
 from torch import Tensor
 
 from entrostat.learner.batching import (
+    Block,
     Denominators,
     MicroBatch,
     Sample,
+    blocks,
     collate,
     denominators,
-    micro_batches,
     padding_share,
 )
 from entrostat.learner.head import HeadOutput, head
 from entrostat.learner.losses import importance_weight, is_clipped, kl_to_reference, ppo_clip
 from entrostat.learner.policy import Policy
+from entrostat.learner.shared_prompt import SharedPrompts
 from entrostat.protocol.errors import NumericsError
 from entrostat.protocol.settings import EstimatorSettings, LearnerSettings
 
@@ -98,36 +100,39 @@ def accumulate(
     count = denominators(samples)
     if not count.response_tokens:
         raise NumericsError(f"{where}: the order holds no response token, so there is nothing to learn from")
-    batches = micro_batches(samples, objective.learner.microbatch_tokens)
+    shared = policy.shares_prompts and (reference is None or reference.shares_prompts)
+    plan = blocks(samples, objective.learner.microbatch_tokens, shared=shared)
     totals = torch.zeros(3, dtype=torch.float64, device=policy.device)
     pieces: list[PerToken] = []
-    for chosen in batches:
-        batch = collate(chosen, device=policy.device, dtype=_number(policy.dtype))
-        terms, piece = _terms(policy, reference, batch, objective, count)
-        (-terms.sum()).backward()
-        totals += terms.detach()
-        pieces.append(piece)
+    for block in plan:
+        ours, theirs = _prompts(policy, block), None if reference is None else _prompts(reference, block)
+        for chosen in block.batches:
+            batch = collate(chosen, block.prompts, device=policy.device, dtype=_number(policy.dtype))
+            anchor = None if reference is None else _anchor(reference, theirs, batch, objective)
+            terms, piece = _terms(_evaluate(policy, ours, batch, objective), anchor, batch, objective, count)
+            (-terms.sum()).backward()
+            totals += terms.detach()
+            pieces.append(piece)
+        if ours is not None:
+            ours.backward()
     return Measured(
         terms=_finite(totals.tolist(), where),
         tokens=_joined(pieces),
         denominators=count,
-        padding_share=padding_share(batches),
+        padding_share=padding_share(plan),
     )
 
 
 def _terms(
-    policy: Policy, reference: Policy | None, batch: MicroBatch, objective: Objective, count: Denominators
+    now: HeadOutput, anchor: Tensor | None, batch: MicroBatch, objective: Objective, count: Denominators
 ) -> tuple[Tensor, PerToken]:
-    """The micro-batch's share of J's terms `[policy, bonus, kl]`, and its measurements."""
+    """The micro-batch's share of J's terms `[policy, bonus, kl]`, and its measurements; `anchor [T]` is log π_ref."""
     settings = objective.learner
-    now = _evaluate(policy, batch, objective)
     proximal = now.logprob.detach()
     weight = importance_weight(proximal, batch.behaviour, settings.importance_cap)
     surrogate = weight * ppo_clip(now.logprob, proximal, batch.advantage, settings.clip_low, settings.clip_high)
     kl = torch.zeros_like(proximal)
-    if reference is not None:
-        with torch.no_grad():
-            anchor = _evaluate(reference, batch, objective).logprob
+    if anchor is not None:
         kl = kl_to_reference(now.logprob, anchor)
     zero = torch.zeros_like(proximal)
     policy_tokens = max(count.policy_tokens, 1)  # with every sample rejected each sum is 0
@@ -151,8 +156,20 @@ def _terms(
     )
 
 
-def _evaluate(policy: Policy, batch: MicroBatch, objective: Objective) -> HeadOutput:
-    hidden = policy.hidden(batch.tokens)
+def _prompts(policy: Policy, block: Block) -> SharedPrompts | None:
+    return policy.prompts(block.prompts) if block.prompts else None
+
+
+def _anchor(reference: Policy, prompts: SharedPrompts | None, batch: MicroBatch, objective: Objective) -> Tensor:
+    with torch.no_grad():
+        return _evaluate(reference, prompts, batch, objective).logprob
+
+
+def _evaluate(policy: Policy, prompts: SharedPrompts | None, batch: MicroBatch, objective: Objective) -> HeadOutput:
+    if prompts is None:
+        hidden = policy.hidden(batch.tokens)
+    else:
+        hidden = policy.hidden_after(prompts, batch.prompt, batch.tokens)
     return head(
         hidden.flatten(0, 1).index_select(0, batch.positions),
         policy.head_weight,

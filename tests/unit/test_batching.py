@@ -85,6 +85,12 @@ def test_samples_of_one_prompt_share_it_and_one_block() -> None:
     assert [[one.response_length for one in batch] for batch in cut[1].batches] == [[7], [5, 3], [1]]
 
 
+def test_a_micro_batch_half_full_takes_no_much_shorter_sample() -> None:
+    (block,) = blocks(family(1, 2, 8, 8, 8, 7, 7, 6, 6, 6, 2), 66, shared=True)
+    # 64 tokens of response: eight rows of 8. With five it is more than half full, and 6 is less than seven eighths of 8.
+    assert [[one.response_length for one in batch] for batch in block.batches] == [[8, 8, 8, 7, 7], [6, 6, 6, 2]]
+
+
 def test_copies_of_a_long_prompts_keys_are_bounded() -> None:
     (block,) = blocks(family(1, 90, *[1] * 10), 100, shared=True)
     # Ten tokens of response fit beside the prompt, but only four copies of its 90 keys into four times the budget.

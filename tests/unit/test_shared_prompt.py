@@ -203,7 +203,7 @@ def test_a_model_with_a_sliding_window_computes_whole_rows(tmp_path: Path) -> No
     accumulated(policy, samples_of(0, [(5, [4, 2])]), objective(40))
 
 
-class Changed(nn.Module):
+class Changed(nn.Module):  # type: ignore[misc]  # torch is not typed
     """The tiny decoder with a flaw in what it does with a cache."""
 
     def __init__(self, decoder: nn.Module, flaw: str) -> None:
