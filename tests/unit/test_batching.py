@@ -87,7 +87,7 @@ def test_samples_of_one_prompt_share_it_and_one_block() -> None:
 
 def test_a_micro_batch_half_full_takes_no_much_shorter_sample() -> None:
     (block,) = blocks(family(1, 2, 8, 8, 8, 7, 7, 6, 6, 6, 2), 66, shared=True)
-    # 64 tokens of response: eight rows of 8. With five it is more than half full, and 6 is less than seven eighths of 8.
+    # 64 tokens of response: eight rows of 8. With five it is over half full, and 6 is less than seven eighths of 8.
     assert [[one.response_length for one in batch] for batch in block.batches] == [[8, 8, 8, 7, 7], [6, 6, 6, 2]]
 
 

@@ -149,6 +149,7 @@ def test_a_reference_that_can_not_share_is_asked_for_whole_rows(tmp_path: Path) 
     reference = dataclasses.replace(freeze(loaded(tmp_path)), shares_prompts=False)
     measured, _ = accumulated(policy, samples_of(1, [(5, [4, 2, 6])]), objective(60, kl=0.5), reference)
     assert measured.terms.kl == 0.0
+    assert measured.padding_share == pytest.approx(6 / 33)  # rows of 9, 7 and 11
 
 
 def test_each_prompt_is_computed_once_and_each_response_token_once(tmp_path: Path) -> None:
@@ -177,6 +178,17 @@ def test_bfloat16_weights_prove_themselves(tmp_path: Path) -> None:
     assert policy.shares_prompts
     _, gradients = accumulated(policy, samples_of(0, [(5, [4] * 16)]), objective(40))
     assert all(gradient.dtype == torch.bfloat16 and gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_what_many_micro_batches_owe_one_prompt_adds_up_in_float32(tmp_path: Path) -> None:
+    policy = loaded(make_policy(tmp_path, dtype=torch.bfloat16), dtype="bfloat16")
+    shared = policy.prompts([np.array([3, 4, 5], np.int32)])
+    row = torch.zeros(1, dtype=torch.int64)
+    for _ in range(300):
+        policy.hidden_after(shared, row, row[:, None][:, :0]).sum().backward()
+    # In bfloat16 a sum of ones stops at 256.
+    assert shared.left[-1].grad is not None
+    assert shared.left[-1].grad.unique().tolist() == [300.0]
 
 
 def test_gradient_checkpointing_computes_whole_rows_and_says_so(
