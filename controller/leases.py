@@ -22,6 +22,8 @@ from entrostat.protocol.messages import GroupReport, Lease, LeaseCounts, PolicyV
 
 BRANCH_SHIFT = 40  # a lease's id is its branch and its number, so that no id means two leases
 SEED_BYTES = 6
+TYPICAL_SHARE = 0.05  # of a new duration in the decayed mean: about the last twenty groups
+PATIENCE = 2.0  # in typical durations, from the grant
 
 Outcome = Literal["trained", "expired", "stale", "lost"]
 Holder = tuple[int, int]  # slot, incarnation
@@ -32,7 +34,8 @@ class Running(msgspec.Struct):
 
     lease: Lease
     holder: Holder
-    deadline: float  # seconds on the events' clock
+    granted: float  # seconds on the events' clock
+    deadline: float
 
 
 class LeaseRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +90,7 @@ class LeaseBook:
         self._ready: dict[int, GroupReport] = {}
         self._ordered: dict[int, GroupReport] = {}
         self._busy: Counter[int] = Counter()  # prompts of running and ready groups
+        self._typical_seconds = 0.0  # from a grant to its report, a decayed mean
 
     # ── granting ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -116,7 +120,7 @@ class LeaseBook:
             seed=derived_seed(self._rules.seed, "lease", number),
             deadline_seconds=self._rules.lease_seconds,
         )
-        self._running[lease.id] = Running(lease, holder, at + self._rules.lease_seconds)
+        self._running[lease.id] = Running(lease, holder, at, at + self._rules.lease_seconds)
         self._busy[prompt] += 1
         return lease
 
@@ -146,7 +150,7 @@ class LeaseBook:
             self._end(self._running.pop(lease).lease.prompt_id, "expired")
         return tuple(leases)
 
-    def accept(self, report: GroupReport) -> bool:
+    def accept(self, report: GroupReport, at: float) -> bool:
         """Makes a running lease ready; False where the report is late: of an ended lease, or not from its holder."""
         running = self._running.get(report.lease_id)
         if (
@@ -157,6 +161,8 @@ class LeaseBook:
         ):
             return False
         del self._running[report.lease_id]
+        share = TYPICAL_SHARE if self._typical_seconds else 1.0
+        self._typical_seconds += share * (at - running.granted - self._typical_seconds)
         self._ready[report.lease_id] = report
         return True
 
@@ -174,8 +180,12 @@ class LeaseBook:
 
     # ── ordering ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def order(self) -> tuple[GroupReport, ...]:
+    def order(self, at: float) -> tuple[GroupReport, ...]:
         """Takes a batch of ready groups, oldest start first, then by lease; `()` while there are too few.
+
+        Groups of short responses are done first: a batch of whatever is ready would be an easy one, and the next a hard
+        one. So it waits for older leases that are under way, but for none that takes twice as long as is typical: its
+        actor may be dead.
 
         Two groups of one prompt share a batch only where there are not enough others.
         """
@@ -190,6 +200,10 @@ class LeaseBook:
             else:
                 first[report.prompt_id] = report
         chosen = tuple([*first.values(), *again][: self._rules.batch])
+        newest = max(report.lease_id for report in chosen)
+        patience = PATIENCE * self._typical_seconds
+        if any(id < newest and at - running.granted < patience for id, running in self._running.items()):
+            return ()
         for report in chosen:
             self._ordered[report.lease_id] = self._ready.pop(report.lease_id)
             self._free(report.prompt_id)

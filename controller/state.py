@@ -252,7 +252,7 @@ class Controller:
         """Accepts reports of running leases; returns the leases of the others whose groups nobody will ask for."""
         useless: list[int] = []
         for report in reports:
-            if self._book.accept(report):
+            if self._book.accept(report, self._now):
                 correct = report.statuses.count("correct")
                 self._difficulty.observe(report.prompt_id, report.started.step, correct, len(report.statuses) - correct)
                 continue
@@ -272,7 +272,7 @@ class Controller:
         if self._order is not None:
             return (Order(order=self._order),)
         stale = _discard(self._book.drop_stale(self._version.step))
-        reports = self._book.order()
+        reports = self._book.order(self._now)
         if not reports:
             return stale
         self._order = self._make_order(reports)

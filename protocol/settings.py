@@ -232,7 +232,7 @@ class LearnerSettings(Settings, frozen=True, kw_only=True):
     truncated: Literal["mask", "penalise", "keep"] = "mask"  # responses cut by the length limit
     truncation_penalty: NonNegative = 0.5  # taken off the reward, with truncated = "penalise"
     kl_coefficient: NonNegative = 0.0  # to the policy the run started from; 0 keeps no reference
-    microbatch_tokens: Count = 16_384  # prompt and response, padding included
+    microbatch_tokens: Count = 16_384  # prompts, each counted once, and responses, padding included
     head_chunk_tokens: Count = 4_096  # rows of logits held at once
     gradient_checkpointing: bool = False
     probe_sequences: Count = 4

@@ -610,7 +610,7 @@ def test_the_random_actions_meet_every_way_a_lease_can_end() -> None:
             chaos.do(*action)
         counts = chaos.s.controller.counts
         met.update(end for end in ("trained", "expired", "stale", "lost") if getattr(counts, end))
-    assert all(met[end] >= 8 for end in ("trained", "expired", "stale", "lost")), met
+    assert all(met[end] >= 4 for end in ("trained", "expired", "stale", "lost")), met
 
 
 @given(SEEDS)

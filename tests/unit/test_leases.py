@@ -107,10 +107,10 @@ def test_an_actor_learns_which_of_its_leases_ended_without_it() -> None:
 def test_a_lease_ends_exactly_one_way() -> None:
     leases = book(batch=1, staleness=0)
     lease = granted(leases, room=1)[0]
-    assert leases.accept(report_of(lease))
-    assert not leases.accept(report_of(lease))  # said twice
+    assert leases.accept(report_of(lease), 0.0)
+    assert not leases.accept(report_of(lease), 0.0)  # said twice
     assert leases.expire(1e9) == ()  # ready leases have no deadline
-    assert [report.lease_id for report in leases.order()] == [lease.id]
+    assert [report.lease_id for report in leases.order(0.0)] == [lease.id]
     assert leases.drop_stale(99) == ()
     assert leases.train() == (lease.id,)
     assert leases.train() == ()
@@ -121,17 +121,17 @@ def test_a_report_of_an_expired_lease_is_late() -> None:
     leases = book()
     lease = granted(leases, room=1)[0]
     leases.expire(10.0)
-    assert not leases.accept(report_of(lease))
+    assert not leases.accept(report_of(lease), 0.0)
     assert not leases.holds(lease.id)
 
 
 def test_a_report_from_someone_else_is_refused() -> None:
     leases = book()
     lease = granted(leases, room=1)[0]
-    assert not leases.accept(report_of(lease, holder=(0, 2)))
-    assert not leases.accept(report_of(lease, holder=(1, 1)))
+    assert not leases.accept(report_of(lease, holder=(0, 2)), 0.0)
+    assert not leases.accept(report_of(lease, holder=(1, 1)), 0.0)
     assert leases.holds(lease.id)
-    assert leases.accept(report_of(lease))
+    assert leases.accept(report_of(lease), 0.0)
 
 
 def test_what_came_back_is_leased_first() -> None:
@@ -146,8 +146,8 @@ def test_what_came_back_is_leased_first() -> None:
 def test_too_old_groups_are_dropped_and_their_prompts_leased_again() -> None:
     leases = book(batch=2, staleness=1)
     old, fresh = granted(leases, room=2)
-    assert leases.accept(report_of(old, started=0))
-    assert leases.accept(report_of(fresh, started=1))
+    assert leases.accept(report_of(old, started=0), 0.0)
+    assert leases.accept(report_of(fresh, started=1), 0.0)
     assert leases.drop_stale(1) == ()
     assert leases.drop_stale(2) == (old.id,)
     assert leases.counts() == LeaseCounts(granted=2, ready=1, stale=1)
@@ -158,35 +158,35 @@ def test_a_batch_takes_the_oldest_start_first_then_the_first_lease() -> None:
     leases = book(batch=2, staleness=2)
     a, b, c, d = granted(leases, room=4)
     for lease, started in ((d, 1), (b, 0), (c, 1), (a, 2)):
-        leases.accept(report_of(lease, started=started))
-    assert [report.lease_id for report in leases.order()] == [b.id, c.id]
+        leases.accept(report_of(lease, started=started), 0.0)
+    assert [report.lease_id for report in leases.order(0.0)] == [b.id, c.id]
 
 
 def test_a_batch_is_made_only_when_it_is_whole() -> None:
     leases = book(batch=3)
     for lease in granted(leases, room=2):
-        leases.accept(report_of(lease))
-    assert leases.order() == ()
+        leases.accept(report_of(lease), 0.0)
+    assert leases.order(0.0) == ()
     assert leases.counts().ready == 2
 
 
 def test_a_prompt_is_twice_in_a_batch_only_where_there_is_no_other() -> None:
     leases = book(batch=4, staleness=3, prompts=6)
     for lease in granted(leases, room=12):
-        leases.accept(report_of(lease))
-    assert len({report.prompt_id for report in leases.order()}) == 4
+        leases.accept(report_of(lease), 0.0)
+    assert len({report.prompt_id for report in leases.order(0.0)}) == 4
     pair = book(batch=4, staleness=0, prompts=2)
     for lease in granted(pair, room=4):
-        pair.accept(report_of(lease))
-    assert Counter(report.prompt_id for report in pair.order()) == {0: 2, 1: 2}
+        pair.accept(report_of(lease), 0.0)
+    assert Counter(report.prompt_id for report in pair.order(0.0)) == {0: 2, 1: 2}
 
 
 def test_an_order_given_up_loses_only_the_missing_groups() -> None:
     leases = book(batch=3, staleness=0)
     first = granted(leases, room=3)
     for lease in first:
-        leases.accept(report_of(lease))
-    leases.order()
+        leases.accept(report_of(lease), 0.0)
+    leases.order(0.0)
     leases.give_up((first[1].id, 12345))
     assert leases.counts() == LeaseCounts(granted=3, ready=2, lost=1)
     assert granted(leases, room=9)[0].prompt_id == first[1].prompt_id
@@ -220,8 +220,8 @@ def test_leases_of_an_abandoned_branch_count_as_rewound() -> None:
     leases = book(batch=3)
     running = granted(leases, room=5)
     for lease in running[:3]:
-        leases.accept(report_of(lease))
-    leases.order()
+        leases.accept(report_of(lease), 0.0)
+    leases.order(0.0)
     later = book(branch=1, counts=leases.counts(), next_number=leases.next_number)
     assert later.counts() == LeaseCounts(granted=5, rewound=5)
     assert sums_up(later.counts())
@@ -239,6 +239,27 @@ def test_an_epoch_has_every_prompt_once_and_epochs_differ() -> None:
     assert [again.take((), 0) for _ in range(50)] == epochs[0]
     plain = PromptOrder(5, 3, shuffle=False)
     assert [plain.take((), 0) for _ in range(6)] == [0, 1, 2, 3, 4, 0]
+
+
+def test_a_batch_waits_for_older_groups_that_are_on_their_way() -> None:
+    leases = book(batch=2)
+    first, slow, second, third = granted(leases, 4)
+    leases.accept(report_of(first), 1.0)
+    leases.accept(report_of(second), 1.0)
+    assert leases.order(1.5) == ()  # `slow` was granted before `second`
+    leases.accept(report_of(slow), 1.6)
+    assert [report.lease_id for report in leases.order(1.6)] == [first.id, slow.id]
+    assert third.id > second.id
+
+
+def test_a_batch_does_not_wait_for_a_group_that_takes_twice_as_long_as_others() -> None:
+    leases = book(batch=2)
+    first, dead, second = granted(leases, 3)
+    leases.accept(report_of(first), 1.0)
+    leases.accept(report_of(second), 1.0)
+    assert leases.order(1.9) == ()
+    assert [report.lease_id for report in leases.order(2.1)] == [first.id, second.id]
+    assert dead.id < second.id
 
 
 def test_every_stretch_of_an_epoch_holds_each_level_in_its_share() -> None:
@@ -274,13 +295,13 @@ def test_a_prompt_whose_turn_came_while_it_was_sampled_is_leased_as_soon_as_it_i
     leases = LeaseBook(rules, PromptOrder(3, 7, shuffle=False), branch=0, start=0)
     slow, *quick = granted(leases, room=3)
     for lease in quick:
-        leases.accept(report_of(lease))
-        leases.order()
+        leases.accept(report_of(lease), 0.0)
+        leases.order(0.0)
         leases.train()
     # The second epoch: prompt 0 is still being sampled when its turn comes.
     assert [lease.prompt_id for lease in granted(leases, room=1, serves=2)] == [1]
-    leases.accept(report_of(slow))
-    leases.order()
+    leases.accept(report_of(slow), 0.0)
+    leases.order(0.0)
     assert [lease.prompt_id for lease in granted(leases, room=2, serves=2)] == [0, 2]
 
 
