@@ -9,7 +9,9 @@ from entrostat.protocol.settings import ModelSettings, VllmSettings
 
 
 def prepare_environment(model: ModelSettings, settings: VllmSettings) -> None:
-    """Sets what vLLM and its processes read; to be called before vLLM is imported. What the user has set stays."""
+    """Sets what vLLM and its processes read; to be called before vLLM is imported. What the user has set stays,
+    but for what the settings say themselves.
+    """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if settings.own_process else "0"
     wanted = {
         "VLLM_NO_USAGE_STATS": "1",
@@ -20,6 +22,9 @@ def prepare_environment(model: ModelSettings, settings: VllmSettings) -> None:
     }
     if Path(model.path).is_dir():
         wanted["HF_HUB_OFFLINE"] = "1"
+    if settings.own_process:
+        # Ray has set it to the actor's CPUs, so a default would not reach the child.
+        os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
 

@@ -162,6 +162,7 @@ class RolloutActor:
             "rollout", labels={"actor": str(slot)}, host=wire.decode(settings_frame, Stations).metrics_host
         )
         self._first: concurrent.futures.Future[WeightsManifest] = concurrent.futures.Future()
+        self._built: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._serving: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._worker: RolloutWorker | None = None
         self._engine_seconds = 0.0
@@ -176,6 +177,21 @@ class RolloutActor:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._live, name="rollout", daemon=True)
                 self._thread.start()
+
+    def ready(self) -> None:
+        """Returns once the engine is up, so that `start` can be given weights that are still there.
+
+        Raises:
+            ModelError: the engine can't be built.
+            Stalled: it was not up within its deadline.
+        """
+        self.prepare()
+        try:
+            self._built.result(ENGINE_SECONDS)
+        except TimeoutError as error:
+            raise Stalled(
+                f"the engine of rollout actor {self._slot} was not up within {ENGINE_SECONDS:.0f} s"
+            ) from error
 
     def start(self, manifest_frame: UInt8) -> UInt8:
         """Loads the first version and begins to sample: an `ActorView`.
@@ -256,8 +272,9 @@ class RolloutActor:
         finally:
             if self._failure is not None:
                 log.error("rollout actor %d stops: %s", self._slot, self._failure)
-            if not self._serving.done():
-                self._serving.set_exception(failure)
+            for waited_for in (self._built, self._serving):
+                if not waited_for.done():
+                    waited_for.set_exception(failure)
             if self._worker is not None:
                 self._worker.abandon(failure)
 
@@ -282,6 +299,7 @@ class RolloutActor:
                 meter=self._exporter,
             )
             log.info("the engine is up after %.1f s", self._engine_seconds)
+            self._built.set_result(None)
             worker = RolloutWorker(
                 stations.rollout, prompts, self._slot, self._incarnation, seams, self._first_version()
             )

@@ -99,6 +99,7 @@ class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ign
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._buffers: dict[str, tuple[dict[str, Any], torch.Tensor]] = {}  # version → where it lies, [bytes] uint8
+        self._opened: dict[tuple[bytes, int], torch.Tensor] = {}  # the learner's buffers, which it uses in turn
         self._expected: set[str] = set()
         self.loaded: list[str] = []
         self.missing: list[str] = []
@@ -135,9 +136,13 @@ class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ign
     def shutdown(self) -> None:
         """Lets the buffers go."""
         self._buffers.clear()
+        self._opened.clear()
 
     def _buffer(self, info: UpdateInfo) -> torch.Tensor:
-        """The version's flat buffer `[bytes] uint8`, mapped once; those of versions not to be kept are let go."""
+        """The version's flat buffer `[bytes] uint8`, mapped once; those of versions not to be kept are let go.
+
+        Device memory stays open: the learner writes later versions to the same place, and exports it only once.
+        """
         kept = (info.version, *info.keep)
         self._buffers = {version: held for version, held in self._buffers.items() if version in kept}
         place, buffer = self._buffers.get(info.version, ({}, None))
@@ -146,7 +151,10 @@ class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ign
             if isinstance(location, SharedFile):
                 buffer = torch.from_numpy(map_file(location, info.bytes))
             else:
-                buffer = _open_cuda(location, info.bytes, self.device)
+                opened = (location.handle, location.storage_offset_bytes)
+                if opened not in self._opened:
+                    self._opened[opened] = _open_cuda(location, info.bytes, self.device)
+                buffer = self._opened[opened]
             self._buffers[info.version] = (info.location, buffer)
         return buffer
 

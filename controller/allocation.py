@@ -2,7 +2,8 @@
 
     w̄_q = min(cap, w_q·N_H / Σ n_q w_q)          N_H = Σ n_q response tokens of the order
 
-so that the token-weighted mean of w̄ is 1 wherever no bound acts, and below it otherwise.
+so that the token-weighted mean of w̄ is 1 wherever no bound acts, and below it otherwise. Raw, as AER has it, the weight
+is not scaled: w̄_q = min(cap, w_q), and the bonus as a whole fades as prompts get solved. The bounds are the same.
 """
 
 from collections.abc import Sequence
@@ -37,10 +38,10 @@ def allocate(
         weights: `[groups]` w_q, not negative.
         reports: `[groups]` what the actors said of them.
         initial_entropy: H_0 in nats; None before it is known, when no group counts as too random.
-        settings: the bounds.
+        settings: the bounds, and whether the weights are normalised.
 
     Returns:
-        `[groups]` float64, token-weighted mean ≤ 1.
+        `[groups]` float64; token-weighted mean ≤ 1 when normalised, each ≤ w_q when raw.
     """
     tokens = np.array([sum(report.lengths) for report in reports], dtype=np.float64)
     silent = np.array([max(report.rewards) == min(report.rewards) for report in reports], dtype=np.bool_)
@@ -52,12 +53,13 @@ def allocate(
     total = float(np.sum(tokens * limited))
     if total <= 0.0:
         return np.zeros_like(weights)
-    normalised = np.minimum(settings.cap, limited * (float(tokens.sum()) / total))
+    scale = float(tokens.sum()) / total if settings.normalise else 1.0
+    bounded = np.minimum(settings.cap, limited * scale)
     if initial_entropy is not None:
         entropy = np.array([report.surprise.mean for report in reports], dtype=np.float64)
-        normalised = np.where(entropy > settings.entropy_ratio * initial_entropy, 0.0, normalised)
+        bounded = np.where(entropy > settings.entropy_ratio * initial_entropy, 0.0, bounded)
     # The cap and the zeros may have taken from the others and so raised the share.
-    return _limit_share(normalised, tokens, wrong, share)
+    return _limit_share(bounded, tokens, wrong, share)
 
 
 def _limit_share(weights: Float64, tokens: Float64, chosen: Mask, share: float) -> Float64:

@@ -11,6 +11,7 @@ straggler can still come too late for its order, so age is checked again when a 
 """
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
@@ -19,6 +20,8 @@ import msgspec
 
 from entrostat.controller.prompts import PromptOrder, PromptPosition
 from entrostat.protocol.messages import GroupReport, Lease, LeaseCounts, PolicyVersion
+
+log = logging.getLogger(__name__)
 
 BRANCH_SHIFT = 40  # a lease's id is its branch and its number, so that no id means two leases
 SEED_BYTES = 6
@@ -146,8 +149,7 @@ class LeaseBook:
         return self._expire([lease for lease, running in self._running.items() if running.holder[0] == slot])
 
     def _expire(self, leases: list[int]) -> tuple[int, ...]:
-        for lease in leases:
-            self._end(self._running.pop(lease).lease.prompt_id, "expired")
+        self._end([self._running.pop(lease).lease.prompt_id for lease in leases], "expired")
         return tuple(leases)
 
     def accept(self, report: GroupReport, at: float) -> bool:
@@ -174,8 +176,7 @@ class LeaseBook:
         """Ends ready groups that are too old for the order of `step`; returns their leases."""
         oldest = step - self._rules.max_staleness
         stale = [lease for lease, report in self._ready.items() if report.started.step < oldest]
-        for lease in stale:
-            self._end(self._ready.pop(lease).prompt_id, "stale")
+        self._end([self._ready.pop(lease).prompt_id for lease in stale], "stale")
         return tuple(stale)
 
     # ── ordering ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -219,11 +220,8 @@ class LeaseBook:
 
     def give_up(self, missing: Iterable[int]) -> None:
         """Takes the order back: `missing` groups are lost, the others ready again."""
-        for lease in missing:
-            report = self._ordered.pop(lease, None)
-            if report is not None:
-                self._ended["lost"] += 1
-                self._prompts.put_back((report.prompt_id,))
+        lost = [self._ordered.pop(lease).prompt_id for lease in missing if lease in self._ordered]
+        self._end(lost, "lost")
         for lease, report in self._ordered.items():
             self._ready[lease] = report
             self._busy[report.prompt_id] += 1
@@ -253,10 +251,14 @@ class LeaseBook:
         waiting = (report.prompt_id for report in (*self._ordered.values(), *self._ready.values()))
         return self._prompts.position((*waiting, *running))
 
-    def _end(self, prompt: int, outcome: Outcome) -> None:
-        self._ended[outcome] += 1
-        self._free(prompt)
-        self._prompts.put_back((prompt,))
+    def _end(self, prompts: list[int], outcome: Outcome) -> None:
+        for prompt in prompts:
+            if outcome != "lost":  # an ordered group's prompt is free already
+                self._free(prompt)
+            self._prompts.put_back((prompt,))
+        self._ended[outcome] += len(prompts)
+        if prompts:
+            log.warning("%d leases ended as %s; their prompts are leased again: %s", len(prompts), outcome, prompts)
 
     def _free(self, prompt: int) -> None:
         self._busy[prompt] -= 1

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from entrostat.controller.events import (
     Command,
@@ -26,7 +26,8 @@ from entrostat.controller.state import Controller, ControllerSnapshot
 from entrostat.controller.telemetry import Telemetry
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import UInt8
-from entrostat.protocol.errors import EntrostatError
+from entrostat.protocol.errors import EntrostatError, StationLost
+from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import (
     GroupsMissing,
     Pulse,
@@ -60,8 +61,16 @@ class BufferHandle(Protocol):
         ...
 
 
+class Started(NamedTuple):
+    """What `start` makes."""
+
+    controller: Controller
+    exporter: Exporter
+    telemetry: Telemetry
+
+
 class ControllerActor:
-    """The one controller of a run.
+    """The one controller of a run. `start` comes first.
 
     Args:
         settings: a `Stations` frame.
@@ -70,10 +79,6 @@ class ControllerActor:
         branch: of all versions from now on.
         step: the branch starts from these weights.
         snapshot: a `ControllerSnapshot` frame of an earlier branch.
-
-    Raises:
-        ResourceError: the metrics port is taken.
-        CheckpointDamaged: the snapshot does not fit.
     """
 
     def __init__(
@@ -85,20 +90,35 @@ class ControllerActor:
         step: int = 0,
         snapshot: UInt8 | None = None,
     ) -> None:
-        stations = wire.decode(settings, Stations)
-        before = None if snapshot is None else wire.decode(snapshot, ControllerSnapshot)
-        self._controller = Controller(stations, levels, branch, step, before)
+        # What can fail waits for `start`: an error in a constructor reaches nobody with its type.
+        self._settings, self._snapshot = settings, snapshot
+        self._levels = levels
+        self._branch, self._step = branch, step
         self._buffer = buffer
+        self._started: Started | None = None
         self._targets: list[dict[str, Any]] = []
-        self._exporter = Exporter(
-            "controller", host=stations.metrics_host, port=stations.metrics_port, targets=lambda: self._targets
-        )
-        self._telemetry = Telemetry(self._exporter, self._controller)
-        self._counts = self._controller.counts
         self._ordered: TrainOrder | None = None
         self._changed = asyncio.Event()
         self._ticker: asyncio.Task[None] | None = None
-        log.info("the controller starts at version %s with %d prompts", self._controller.version, len(levels))
+
+    async def start(self) -> int:
+        """Sets the controller up and starts its clock; returns the port of its metrics.
+
+        Raises:
+            TaskError: there are no prompts.
+            CheckpointDamaged: the snapshot does not fit.
+            ResourceError: the metrics port is taken.
+        """
+        stations = wire.decode(self._settings, Stations)
+        log_to(stations.directory, "controller")
+        before = None if self._snapshot is None else wire.decode(self._snapshot, ControllerSnapshot)
+        controller = Controller(stations, self._levels, self._branch, self._step, before)
+        exporter = Exporter(
+            "controller", host=stations.metrics_host, port=stations.metrics_port, targets=lambda: self._targets
+        )
+        self._started = Started(controller, exporter, Telemetry(exporter, controller))
+        log.info("the controller starts at version %s with %d prompts", controller.version, len(self._levels))
+        return await self.endpoint()
 
     async def pulse(self, frame: UInt8) -> UInt8:
         """A `Pulse` in, a `PulseReply` out."""
@@ -127,21 +147,21 @@ class ControllerActor:
     async def report(self, frame: UInt8) -> UInt8:
         """A `StepReport` in, a `ControllerView` out."""
         report = wire.decode(frame, StepReport)
-        frozen = self._controller.reading.frozen
+        controller, _, telemetry = self._running()
+        frozen = controller.reading.frozen
         self._apply(StepReported(report=report, at=time.monotonic()))
-        if self._controller.version != report.version:
+        if controller.version != report.version:
             log.warning(
                 "a report of step %s was ignored: the controller is at %s, its order %s",
                 report.version,
-                self._controller.version,
+                controller.version,
                 "is under way" if self._ordered is not None else "was none",
             )
-        view = self._controller.view()
-        self._telemetry.law(view, report)
-        reading = self._controller.reading
-        if reading.frozen > frozen:
+        view = controller.view()
+        telemetry.law(view, report)
+        if view.frozen_updates > frozen:
             log.warning("step %s: the entropy could not be used, the coefficient stays as it is", report.version)
-        if reading.ceiling_orders == CEILING_ALERT_ORDERS:
+        if view.ceiling_orders == CEILING_ALERT_ORDERS:
             log.warning(
                 "the coefficient has stood at its ceiling for %d orders and the entropy is still below its target: "
                 "raise entropy.law.ceiling_ratio or calibrate entropy.law.balance",
@@ -163,33 +183,36 @@ class ControllerActor:
 
     async def view(self) -> UInt8:
         """The `ControllerView` of now."""
-        return wire.encode(self._controller.view())
+        return wire.encode(self._running().controller.view())
 
     async def snapshot(self) -> UInt8:
         """A `ControllerSnapshot` for the checkpoint."""
-        return wire.encode(self._controller.snapshot())
+        return wire.encode(self._running().controller.snapshot())
 
     async def set_targets(self, targets: list[dict[str, Any]]) -> None:
         """What `/targets` answers: Prometheus' HTTP service-discovery form."""
+        self._running()
         self._targets = targets
 
     async def endpoint(self) -> int:
         """The port of the metrics endpoint; also starts the clock."""
+        port = self._running().exporter.port
         self._keep_ticking()
-        return self._exporter.port
+        return port
+
+    def _running(self) -> Started:
+        if self._started is None:
+            raise StationLost("the controller was asked for work before it was started: call start first")
+        return self._started
 
     def _apply(self, event: Event) -> tuple[Command, ...]:
+        controller, _, telemetry = self._running()
         self._keep_ticking()
-        commands = self._controller.apply(event)
+        commands = controller.apply(event)
         discarded = [lease for command in commands if isinstance(command, Discard) for lease in command.lease_ids]
         if discarded:
             self._buffer.discard.remote(discarded)
-        counts = self._telemetry.leases(self._controller)
-        for outcome in ("expired", "stale", "lost"):
-            more = getattr(counts, outcome) - getattr(self._counts, outcome)
-            if more:
-                log.info("%d leases ended as %s; their prompts are leased again", more, outcome)
-        self._counts = counts
+        telemetry.leases(controller)
         if not isinstance(event, OrderRequested):
             # Every waiter looks again; the next ones wait for the next change.
             self._changed.set()
@@ -199,7 +222,8 @@ class ControllerActor:
     def _note_order(self, order: TrainOrder) -> None:
         if order is not self._ordered:
             self._ordered = order
-            self._telemetry.ordered(self._controller.view())
+            controller, _, telemetry = self._running()
+            telemetry.ordered(controller.view())
 
     def _keep_ticking(self) -> None:
         """Starts the ticker on the loop that serves the calls; a ticker that failed fails the next call."""

@@ -1,7 +1,7 @@
 """The controller: a deterministic state machine. `apply(event)` changes its state and says what is to be done.
 
-No clock, no input or output, no randomness that does not follow from the run's seed: the same events make the same
-commands, so that recovery is replay and a bug report is a list of events.
+No clock, no input, no output but the log, no randomness that does not follow from the run's seed: the same events make
+the same commands, so that recovery is replay and a bug report is a list of events.
 """
 
 from collections.abc import Sequence
@@ -186,6 +186,7 @@ class Controller:
             initial_entropy=law.initial_entropy,
             frozen_updates=law.frozen,
             brake=law.brake,
+            ceiling_orders=law.ceiling_orders,
             leases=self._book.counts(),
             late_reports=self._late_reports,
             actors=self.actors,

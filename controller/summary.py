@@ -16,7 +16,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 class OrderSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Of the last order; zeros before the first."""
 
-    staleness: tuple[int, ...]  # groups by age in versions: [max_staleness + 1]
+    staleness: tuple[int, ...]  # groups by age in versions: [max_staleness + 1], longer if one is older
     reward: float = 0.0  # mean over samples
     pass_rate: float = 0.0  # share of correct samples
     statuses: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)  # in `Status`'s order
@@ -33,7 +33,8 @@ def summarise(reports: Sequence[GroupReport], step: int, max_staleness: int) -> 
     correct, wrong, unparsable, timeout, error = (seen[status] for status in STATUSES)
     surprise = reduce(Moments.merge, (report.surprise for report in reports))
     return OrderSummary(
-        staleness=tuple(ages[age] for age in range(max_staleness + 1)),
+        # An age above the bound must be seen: it would be a broken promise.
+        staleness=tuple(ages[age] for age in range(max(max_staleness, *ages) + 1)),
         reward=sum(rewards) / len(rewards),
         pass_rate=correct / seen.total(),
         statuses=(correct, wrong, unparsable, timeout, error),

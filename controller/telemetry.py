@@ -6,7 +6,7 @@ from typing import get_args
 from entrostat.controller.leases import Outcome
 from entrostat.controller.state import Controller
 from entrostat.protocol import metrics
-from entrostat.protocol.messages import ControllerView, LeaseCounts, StepReport
+from entrostat.protocol.messages import ControllerView, StepReport
 
 
 class Telemetry:
@@ -19,8 +19,8 @@ class Telemetry:
         self._fenced = controller.fenced_pulses
         self._frozen = controller.reading.frozen
 
-    def leases(self, controller: Controller) -> LeaseCounts:
-        """Leases, late reports, fenced pulses and actors; returns the counts."""
+    def leases(self, controller: Controller) -> None:
+        """Leases, late reports, fenced pulses and actors."""
         counts = controller.counts
         self._exporter.add(metrics.LEASES_GRANTED, counts.granted - self._counts.granted)
         for outcome in (*get_args(Outcome), "rewound"):
@@ -33,7 +33,6 @@ class Telemetry:
         self._exporter.set(metrics.GROUPS_READY, counts.ready)
         self._exporter.set(metrics.ACTORS, controller.actors)
         self._counts, self._late, self._fenced = counts, controller.late_reports, controller.fenced_pulses
-        return counts
 
     def ordered(self, view: ControllerView) -> None:
         """An order that was made: its samples and their ages."""

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import io
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ What a file would do:  entrostat explain deploy/runs/quickstart.toml
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without H̃ must not end a run
     parser = _parser()
     chosen = parser.parse_args(arguments)
     try:
@@ -29,8 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EntrostatError as error:
         print(f"entrostat: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"entrostat: {where}{error.strerror or error}: expected to be able to use it", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("entrostat: stopped at once; the last checkpoint stays", file=sys.stderr)
+        print("entrostat: stopped at once; a checkpoint that was there stays", file=sys.stderr)
         return 130
 
 
@@ -152,7 +160,11 @@ def _samples(chosen: argparse.Namespace) -> int:
     from entrostat import samples
 
     step, records = samples.read(chosen.run, chosen.step)
+    found = len(records)
     records = [record for record in records if chosen.status in (None, record.status)]
+    if not records:
+        print(f"none of the {found} samples written down of step {step} is {chosen.status}: name another --step")
+        return 0
     samples.show(Console(), step, records[: chosen.limit])
     return 0
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from entrostat.controller.remote import ControllerActor
 from entrostat.learner.remote import BufferActor, LearnerActor
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import UInt8
-from entrostat.protocol.errors import EntrostatError, Stalled, StationLost
+from entrostat.protocol.errors import EntrostatError, ResourceError, Stalled, StationLost
 from entrostat.protocol.messages import (
     ActorView,
     ControllerView,
@@ -28,12 +29,13 @@ from entrostat.protocol.messages import (
     TrainOrder,
     WeightsManifest,
 )
-from entrostat.protocol.settings import Stations
+from entrostat.protocol.settings import Stations, VllmSettings
 
 log = logging.getLogger(__name__)
 
 START_SECONDS = 300.0
 ANSWER_SECONDS = 60.0
+CONNECT_SECONDS = 10.0
 OBJECT_STORE_BYTES = 1 << 30
 MOST_RESTARTS = 5  # of one slot; after that the cause is no accident
 
@@ -54,7 +56,8 @@ class Slot(msgspec.Struct, kw_only=True):
     number: int
     incarnation: int
     handle: Any
-    started: Any  # reference to its first view
+    ready: Any  # reference: the engine is up; None once it is
+    started: Any = None  # reference to its first view; None before and after
     asked: Any = None  # reference to a view under way
     view: ActorView | None = None
 
@@ -93,30 +96,34 @@ class Cluster:
         levels = [prompt.level for prompt in prompts.prompts[:training_prompts]]
         place = (branch, step)
         self._buffer = _remote(BufferActor).remote(self._settings)
+        self._buffer_lives = self._buffer.endpoint.remote()
         snapshot = None if checkpoint is None else ray.put(_read(checkpoint / "controller.bin"))
         self._controller = _remote(ControllerActor).remote(self._settings, levels, self._buffer, *place, snapshot)
-        gpus = ray.cluster_resources().get("GPU", 0.0)
-        self._gpus = stations.rollout.gpus if gpus else 0.0
-        self._learner = _remote(
-            LearnerActor, cpus=1, gpus=stations.learner.gpus if gpus else 0.0, max_concurrency=4
-        ).remote(self._settings, self._prompts, self._buffer, *place, None if checkpoint is None else str(checkpoint))
+        learner_gpus, self._gpus = gpu_shares(stations, ray.cluster_resources().get("GPU", 0.0))
+        self._learner = _remote(LearnerActor, cpus=1, gpus=learner_gpus, max_concurrency=4).remote(
+            self._settings, self._prompts, self._buffer, *place, None if checkpoint is None else str(checkpoint)
+        )
         self._manifest = self._learner.start.remote()  # a reference first, the frame once it is known
         self.slots = [self._live(number, incarnation=1) for number in range(stations.rollout.actors)]
 
     def start(self) -> WeightsManifest:
         """Waits until every station is up and every actor serves the starting version."""
+        self._answer(self._controller.start.remote(), "the controller", START_SECONDS, watch=False)
         self._manifest = self._answer(self._manifest, "the learner", START_SECONDS, watch=False)
         manifest = wire.decode(self._manifest, WeightsManifest)
         self._answer(self._controller.publish.remote(self._manifest), "the controller", ANSWER_SECONDS, watch=False)
         for slot in self.slots:
-            frame = self._answer(slot.started, f"rollout actor {slot.number}", START_SECONDS, watch=False)
+            who = f"rollout actor {slot.number}"
+            self._answer(slot.ready, who, START_SECONDS, watch=False)
+            slot.ready = None
+            frame = self._answer(slot.handle.start.remote(self._manifest), who, START_SECONDS, watch=False)
             slot.view = wire.decode(frame, ActorView)
         self._register_targets()
         return manifest
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """Begins an evaluation on the first actor that lives."""
-        slot = self.slots[0]
+        slot = self._evaluator()
         return Evaluation(slot, slot.handle.evaluate.remote(wire.encode(request)))
 
     def evaluated(self, evaluation: Evaluation, seconds: float) -> EvaluationResult:
@@ -126,13 +133,16 @@ class Cluster:
 
     def has_evaluated(self, evaluation: Evaluation) -> bool:
         """Whether an evaluation has ended."""
-        return bool(ray.wait([evaluation.reference], timeout=0)[0])
+        return _done(evaluation.reference)
 
     def serving(self) -> PolicyVersion | None:
         """The policy that the actor which evaluates serves; None while it starts."""
         self.watch()
-        view = self.slots[0].view
+        view = self._evaluator().view
         return None if view is None else view.version
+
+    def _evaluator(self) -> Slot:
+        return next((slot for slot in self.slots if slot.view is not None), self.slots[0])
 
     def next_order(self, wait_seconds: float) -> TrainOrder | None:
         """The next order, or None when none could be made within the time."""
@@ -181,21 +191,36 @@ class Cluster:
         """Collects the actors' views and replaces those that died.
 
         Raises:
-            StationLost: an actor died more often than accidents explain.
+            StationLost: the sample buffer died, or an actor did more often than accidents explain.
             EntrostatError: an actor stopped for a reason it named.
         """
+        if _done(self._buffer_lives):
+            _get(self._buffer_lives, "the sample buffer", ANSWER_SECONDS)
+            self._buffer_lives = self._buffer.endpoint.remote()
         for slot in self.slots:
-            for name in ("started", "asked"):
-                reference = getattr(slot, name)
-                if reference is None or not ray.wait([reference], timeout=0)[0]:
-                    continue
-                setattr(slot, name, None)
-                try:
-                    slot.view = wire.decode(_get(reference, f"rollout actor {slot.number}", ANSWER_SECONDS), ActorView)
-                except StationLost as error:
-                    self._replace(slot, error)
-            if slot.started is None and slot.asked is None:
-                slot.asked = slot.handle.view.remote()
+            try:
+                self._watch_one(slot)
+            except StationLost as error:
+                self._replace(slot, error)
+
+    def _watch_one(self, slot: Slot) -> None:
+        who = f"rollout actor {slot.number}"
+        if slot.ready is not None:
+            if _done(slot.ready):
+                reference, slot.ready = slot.ready, None
+                _get(reference, who, ANSWER_SECONDS)
+                # Weights of now: those of the moment at which the engine began to start are gone.
+                slot.started = slot.handle.start.remote(self._manifest)
+        elif slot.started is not None:
+            if _done(slot.started):
+                reference, slot.started = slot.started, None
+                slot.view = wire.decode(_get(reference, who, ANSWER_SECONDS), ActorView)
+                self._register_targets()
+        elif slot.asked is None:
+            slot.asked = slot.handle.view.remote()
+        elif _done(slot.asked):
+            reference, slot.asked = slot.asked, None
+            slot.view = wire.decode(_get(reference, who, ANSWER_SECONDS), ActorView)
 
     def endpoints(self) -> tuple[str, int]:
         """Where the controller serves `/targets` and `/healthz`."""
@@ -216,8 +241,8 @@ class Cluster:
         handle = _remote(RolloutActor, cpus=1, gpus=self._gpus, max_concurrency=8).remote(
             self._settings, self._prompts, number, incarnation, self._controller, self._buffer
         )
-        handle.prepare.remote()  # the engine comes up while the learner loads the policy
-        return Slot(number=number, incarnation=incarnation, handle=handle, started=handle.start.remote(self._manifest))
+        # The engine comes up while the learner loads the policy.
+        return Slot(number=number, incarnation=incarnation, handle=handle, ready=handle.ready.remote())
 
     def _replace(self, slot: Slot, error: StationLost) -> None:
         if slot.incarnation > MOST_RESTARTS:
@@ -227,21 +252,19 @@ class Cluster:
         log.warning("rollout actor %d died and is replaced: %s", slot.number, error)
         self.restarts += 1
         fresh = self._live(slot.number, slot.incarnation + 1)
-        slot.incarnation, slot.handle, slot.started, slot.asked = fresh.incarnation, fresh.handle, fresh.started, None
+        slot.incarnation, slot.handle, slot.ready = fresh.incarnation, fresh.handle, fresh.ready
+        slot.started = slot.asked = slot.view = None
 
     def _register_targets(self) -> None:
         ports = {"controller": self._controller, "learner": self._learner, "buffer": self._buffer}
-        ports |= {f"rollout-{slot.number}": slot.handle for slot in self.slots}
-        targets = [
-            {
-                "targets": [
-                    f"{self._stations.metrics_host}:{self._answer(handle.endpoint.remote(), name, ANSWER_SECONDS)}"
-                ],
-                "labels": {"station": name.split("-")[0], "run": self._stations.run},
-            }
-            for name, handle in ports.items()
-        ]
-        self._answer(self._controller.set_targets.remote(targets), "the controller", ANSWER_SECONDS)
+        ports |= {f"rollout-{slot.number}": slot.handle for slot in self.slots if slot.view is not None}
+        targets = []
+        for name, handle in ports.items():
+            port = self._answer(handle.endpoint.remote(), name, ANSWER_SECONDS, watch=False)
+            labels = {"station": name.split("-")[0], "run": self._stations.run}
+            targets.append({"targets": [f"{self._stations.metrics_host}:{port}"], "labels": labels})
+        reference = self._controller.set_targets.remote(targets)
+        self._answer(reference, "the controller", ANSWER_SECONDS, watch=False)
 
     def _answer(self, reference: Any, who: str, seconds: float, *, watch: bool = True) -> Any:
         """A station's answer, watching the actors meanwhile.
@@ -286,9 +309,57 @@ def _get(reference: Any, who: str, seconds: float) -> Any:
             raise error.cause from None
         raise
     except RayActorError as error:
-        raise StationLost(f"{who} died: {error}") from error
+        raise StationLost(f"{who} died: {first_sentence(str(error))}") from error
     except GetTimeoutError as error:
         raise Stalled(f"the answer of {who} could not be read within {seconds:.0f} s") from error
+
+
+def gpu_shares(stations: Stations, gpus: float) -> tuple[float, float]:
+    """How much of Ray's `gpus` the learner and each rollout actor are given; what computes on a CPU takes none.
+
+    Raises:
+        ResourceError: together they ask for more than there is.
+    """
+    learner = stations.learner.gpus if gpus and stations.learner.device != "cpu" else 0.0
+    actor = stations.rollout.gpus if gpus and isinstance(stations.rollout.engine, VllmSettings) else 0.0
+    wanted = learner + stations.rollout.actors * actor
+    if wanted > gpus:
+        raise ResourceError(
+            f"the learner ({learner:g}) and {stations.rollout.actors} rollout actors ({actor:g} each) ask for "
+            f"{wanted:g} GPUs, Ray has {gpus:g}: lower learner.gpus and rollout.gpus (0.5 each shares one), or "
+            'use a CPU (learner.device = "cpu", rollout.gpus = 0)'
+        )
+    return learner, actor
+
+
+def first_sentence(text: str) -> str:
+    """What Ray says of a death, without its advice and tables."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = next(
+        (line for line in lines if "cause" in line.lower() or "died" in line.lower()), lines[0] if lines else ""
+    )
+    return told[:300]
+
+
+def check_address(address: str) -> None:
+    """Sees that a Ray cluster answers at `host:port`; other forms are Ray's own business.
+
+    Raises:
+        ResourceError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {address} ({error}): start one there (ray start --head), or leave --address out"
+        ) from error
+
+
+def _done(reference: Any) -> bool:
+    return bool(ray.wait([reference], timeout=0)[0])
 
 
 def _read(path: Path) -> UInt8:

@@ -43,7 +43,7 @@ class EvaluationSettings(Settings, frozen=True, kw_only=True):
     """What the policy is measured on: before, after, and in between."""
 
     every_steps: CountOrZero = 0  # 0: only before and after
-    samples: Count = 8  # per prompt: pass@1 and pass@samples
+    samples: Count = 8  # per prompt: pass@1, and pass@8 from 8 samples on
     temperature: Annotated[float, Meta(gt=0, le=2)] = 1.0  # vLLM allows no more
     tasks: tuple[TaskSettings, ...] = ()
 

@@ -166,8 +166,24 @@ def _learner(config: "RunConfig") -> Iterator[Problem]:
         )
     if learner.transport == "ipc" and isinstance(config.rollout.engine, SimulatedSettings):
         yield Problem(("learner", "transport"), '= "ipc" needs a real engine; the simulated one reads "shared_memory"')
+    yield from _one_gpu(config)
     if learner.truncated == "penalise" and learner.truncation_penalty == 0:
         yield Problem(
             ("learner", "truncation_penalty"),
             '= 0 penalises nothing, but truncated = "penalise"; to keep them say "keep"',
+        )
+
+
+def _one_gpu(config: "RunConfig") -> Iterator[Problem]:
+    """CUDA IPC reaches the processes of the learner's own GPU."""
+    if config.learner.transport != "ipc":
+        return
+    actors, engine = config.rollout.actors, config.rollout.engine
+    shared = '[learner] transport = "ipc" is for one GPU that the learner shares with one actor'
+    if actors > 1:
+        yield Problem(("rollout", "actors"), f'= {actors}, but {shared}: lower it, or use "shared_memory"')
+    if isinstance(engine, VllmSettings) and engine.tensor_parallel > 1:
+        yield Problem(
+            ("rollout", "engine", "tensor_parallel"),
+            f'= {engine.tensor_parallel}, but {shared}: lower it, or use "shared_memory"',
         )

@@ -98,7 +98,7 @@ def create(path: Path, config: str, *, keep_earlier: bool) -> RunDirectory:
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        (fresh / "config.toml").write_text(config)
+        (fresh / "config.toml").write_text(config, encoding="utf-8")
         fresh.rename(path)
     except OSError as error:
         raise RunDirectoryError(
@@ -108,7 +108,10 @@ def create(path: Path, config: str, *, keep_earlier: bool) -> RunDirectory:
 
 
 def keep(path: Path) -> Path:
-    """Renames an earlier run after the time it was begun, and returns its new place.
+    """Renames an earlier run after the time its folder last changed: a file was added, replaced or removed there.
+
+    Returns:
+        Its new place.
 
     Raises:
         RunDirectoryError: a process is using it.
@@ -146,7 +149,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _locked(path: Path) -> IO[str]:
-    handle = path.open("a+")
+    handle = path.open("a+", encoding="utf-8")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

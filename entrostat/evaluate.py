@@ -69,7 +69,7 @@ def run(model: str, config: Path | None, overrides: Sequence[str], *, samples: i
     count = settings.evaluation.samples if samples is None else samples
     if count < 1:
         raise ConfigError(f"--samples is {count}; expected at least 1")
-    folder = preflight.find_model(chosen)
+    folder = preflight.find_model(chosen, trust_remote_code=settings.model.trust_remote_code)
     settings = msgspec.structs.replace(settings, model=msgspec.structs.replace(settings.model, path=str(folder)))
     prompts, training = read_prompts(settings, folder)
     result = measure(settings, prompts, training, count)
@@ -109,9 +109,12 @@ def measure(config: RunConfig, prompts: PromptSet, training: int, samples: int) 
     """Loads the model into the engine, verified by its probe as in training, and samples every evaluation prompt.
 
     Raises:
-        Stalled: it was not done within `run.stall_seconds` without a sign of life.
+        Stalled: the whole evaluation was not done within `run.stall_seconds`.
     """
     stations = configs.stations(config, Path(config.run.directory))
+    # CUDA IPC opens no handle in the process that made it, and here the learner and the engine share one.
+    learner = msgspec.structs.replace(stations.learner, transport="shared_memory")
+    stations = msgspec.structs.replace(stations, learner=learner)
     request = EvaluationRequest(
         prompts=prompts.prompts[training:],
         samples=samples,

@@ -27,6 +27,9 @@ Line: TypeAlias = tuple[str, str]  # what, and what about it
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
+# Of one parameter in training. float32: the weight, its gradient, AdamW's two moments; bfloat16: the weight, and its
+# master, the master's gradient and the moments in float32.
+TRAINED_BYTES = {"float32": 4 + 4 + 8, "bfloat16": 2 + 4 + 4 + 8}
 VERSIONS_IN_MEMORY = 3  # two that actors may still load, one in the making
 SHARED_GPU_SHARE = 0.8  # of its memory: an engine that takes more leaves a learner beside it nothing
 
@@ -216,27 +219,31 @@ def _evaluation(config: RunConfig) -> Iterator[Line]:
     yield "when", f"before and after the run{between}"
     count = prompt_count(evaluation.tasks)
     together = "" if count is None else f", {count * evaluation.samples:,} together"
-    yield "samples", f"{evaluation.samples} per prompt{together}: pass@1 and pass@{evaluation.samples}"
+    measured = "pass@1 and pass@8" if evaluation.samples >= 8 else "pass@1 (pass@8 needs 8 of them)"
+    yield "samples", f"{evaluation.samples} per prompt{together}: {measured}"
 
 
 def _memory(config: RunConfig, facts: ModelFacts | None) -> Iterator[Line]:
     parameters = parameter_count(config.model.path) if facts else 0
     size = BYTES[config.model.dtype]
     if parameters:
-        yield (
-            "weights",
-            f"{_size(parameters * size)}; with gradients and AdamW's moments {_size(parameters * (2 * size + 8))}",
-        )
+        trained = _size(parameters * TRAINED_BYTES[config.model.dtype])
+        yield "weights", f"{_size(parameters * size)}; with gradients and AdamW's moments {trained}"
     if config.learner.transport == "shared_memory" and parameters:
         yield "shared memory", f"{_size(VERSIONS_IN_MEMORY * parameters * size)} for weights on their way to the actors"
     if config.learner.transport == "ipc":
+        room = f" ({_size(VERSIONS_IN_MEMORY * parameters * size)})" if parameters else ""
         yield (
             "weights' way",
-            "ipc: the engine reads the learner's memory on the same GPU; nothing is copied to the host",
+            f"ipc: the engine reads the learner's memory on the same GPU, which holds {VERSIONS_IN_MEMORY} more copies "
+            f"of the policy{room}; each is copied to the host only for its checksums",
         )
     if facts and facts.vocab_size:
         rows = min(config.learner.head_chunk_tokens, config.learner.microbatch_tokens)
-        yield "logits at once", f"{_size(rows * facts.vocab_size * 4)}: {rows:,} tokens × {facts.vocab_size:,}, float32"
+        yield (
+            "logits at once",
+            f"{_size(rows * facts.vocab_size * 4)}, some times over: {rows:,} tokens × {facts.vocab_size:,}, float32",
+        )
     match config.rollout.engine:
         case VllmSettings() as engine:
             cache = f"{engine.kv_cache_gib} GiB for keys and values on a CPU"

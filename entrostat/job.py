@@ -1,6 +1,8 @@
 """`entrostat train`: from a TOML or a run directory to a finished run. Checks everything first, then writes."""
 
 import contextlib
+import logging
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,16 +14,25 @@ from entrostat import directory as directories
 from entrostat import preflight, sinks
 from entrostat.actors.tasks.load import load_prompts
 from entrostat.actors.tokenizer import HuggingFaceTokenizer
-from entrostat.cluster import Cluster
+from entrostat.cluster import Cluster, check_address
 from entrostat.config import RunConfig
 from entrostat.directory import RunDirectory
 from entrostat.learner import checkpoint as checkpoints
-from entrostat.protocol.errors import CheckpointDamaged, RunDirectoryError
+from entrostat.protocol.errors import (
+    CheckpointDamaged,
+    ConfigError,
+    EntrostatError,
+    Interrupted,
+    RunDirectoryError,
+)
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import PolicyVersion, PromptSet
+from entrostat.rows import read_metrics
 from entrostat.run import Run
 from entrostat.screen import open_screen
-from entrostat.summary import sentences
+from entrostat.summary import Summary, sentences
+
+log = logging.getLogger(__name__)
 
 
 def begin(
@@ -39,10 +50,16 @@ def begin(
             f"{target} exists already: go on with it (entrostat train --resume {target}), "
             "choose another (--run DIR), or keep it under another name (--keep-earlier)"
         )
+    check_address(address)
     config, prompts, training = prepare(config, target)
     directory = directories.create(target, configs.effective_toml(config), keep_earlier=keep_earlier)
     version = PolicyVersion(branch=0, step=0)
-    return _go(config, directory, prompts, training, version, None, address=address, began=began)
+    try:
+        return _go(config, directory, prompts, training, version, None, address=address, began=began)
+    finally:
+        # What failed before its first step leaves nothing that would stand in the way of the next try.
+        if not read_metrics(directory.metrics):
+            shutil.rmtree(directory.path, ignore_errors=True)
 
 
 def resume(path: Path, overrides: Sequence[str], *, address: str, began: float) -> int:
@@ -60,12 +77,18 @@ def resume(path: Path, overrides: Sequence[str], *, address: str, began: float) 
         if newest is None:
             raise CheckpointDamaged(f"{path} has no checkpoint to go on from: begin anew with entrostat train CONFIG")
         stamp = checkpoints.verify(newest)
-        if stamp.step >= config.run.steps:
+        if stamp.step > config.run.steps:
+            raise ConfigError(
+                f"{path} has made {stamp.step} steps already, run.steps is {config.run.steps}: name more to go on"
+            )
+        if stamp.step == config.run.steps and _is_summed_up(directory, stamp.step):
             report = directory.report / "report.html"
             print(f"{path} is finished: {stamp.step} of {config.run.steps} steps. Its report: {report}")
             return 0
+        check_address(address)
         config, prompts, training = prepare(config, directory.path)
         sinks.rewind(directory, stamp.step)
+        directories.write_atomically(directory.config, configs.effective_toml(config).encode())
         version = PolicyVersion(branch=stamp.branch + 1, step=stamp.step)
         undo.pop_all()
         return _go(config, directory, prompts, training, version, newest, address=address, began=began)
@@ -77,7 +100,7 @@ def prepare(config: RunConfig, directory: Path) -> tuple[RunConfig, PromptSet, i
     Returns:
         The configuration with the model's folder in it, all prompts (training first), and how many are for training.
     """
-    model = preflight.find_model(config.model.path)
+    model = preflight.find_model(config.model.path, trust_remote_code=config.model.trust_remote_code)
     config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(model)))
     preflight.check_space(model, directory, config.checkpoint.keep)
     preflight.check_port(config.monitor.host, config.monitor.port)
@@ -87,7 +110,7 @@ def prepare(config: RunConfig, directory: Path) -> tuple[RunConfig, PromptSet, i
 
 def read_prompts(config: RunConfig, model: Path) -> tuple[PromptSet, int]:
     """All prompts of a run, those for training first, and how many these are. No evaluation question is trained on."""
-    tokenizer = HuggingFaceTokenizer(model)
+    tokenizer = HuggingFaceTokenizer(model, trust_remote_code=config.model.trust_remote_code)
     load = partial(
         load_prompts,
         tokenizer=tokenizer,
@@ -102,6 +125,13 @@ def read_prompts(config: RunConfig, model: Path) -> tuple[PromptSet, int]:
     return PromptSet(prompts=(*training, *renumbered)), len(training)
 
 
+def _is_summed_up(directory: RunDirectory, step: int) -> bool:
+    """Whether the run got to its end: killed in its last evaluation, it still has one to make."""
+    if not directory.summary.is_file() or not (directory.report / "report.html").is_file():
+        return False
+    return msgspec.json.decode(directory.summary.read_bytes(), type=Summary).steps == step
+
+
 def _go(
     config: RunConfig,
     directory: RunDirectory,
@@ -113,14 +143,14 @@ def _go(
     address: str,
     began: float,
 ) -> int:
-    log_to(directory.path, "driver")
-    opened = sinks.open_sinks(config.monitor.sinks, directory)
-    screen = open_screen(config.run.steps, config.run.name)
     with contextlib.ExitStack() as closing:
         closing.callback(directory.close)
-        closing.callback(screen.close)
+        log_to(directory.path, "driver")
+        opened = sinks.open_sinks(config.monitor.sinks, directory)
         for sink in opened:
             closing.callback(sink.close)
+        screen = open_screen(config.run.steps, config.run.name)
+        closing.callback(screen.close)
         cluster = Cluster(
             configs.stations(config, directory.path),
             prompts,
@@ -143,10 +173,17 @@ def _go(
             version=version,
             began=began,
         )
-        summary = run.train()
+        try:
+            summary = run.train()
+        except EntrostatError as error:
+            log.error("the run ends: %s", error)
+            if checkpoints.newest(directory.checkpoints) is not None and not isinstance(error, Interrupted):
+                screen.say(f"go on from its newest checkpoint with: entrostat train --resume {directory.path}")
+            raise
     from entrostat.report import write_report  # matplotlib is not needed to begin
 
+    page = write_report(directory.path)
     print("\n".join(sentences(summary)))
-    print(f"report    {write_report(directory.path)}")
+    print(f"report    {page}")
     print(f"samples   entrostat samples {directory.path}")
     return 0

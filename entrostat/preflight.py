@@ -15,20 +15,20 @@ RUNTIME_BYTES = 256 << 20  # Ray's object store and its neighbours, at the least
 CHECKPOINT_FACTOR = 3  # of the policy's bytes: the policy and two moments of AdamW
 
 
-def find_model(path: str) -> Path:
-    """The folder of a model: a local one, or a hub's, downloaded or from its cache.
+def find_model(path: str, *, trust_remote_code: bool = False) -> Path:
+    """The folder of a model: a local one, or a hub's, downloaded or from its cache; its own code only if trusted.
 
     Raises:
         ModelError: there is none, or it lacks something.
     """
     folder = Path(path).expanduser()
     if not folder.exists() and path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        folder = _from_hub(path)
-    check_model(folder)
+        folder = _from_hub(path, code=trust_remote_code)
+    check_model(folder, trust_remote_code=trust_remote_code)
     return folder.resolve()
 
 
-def check_model(folder: Path) -> None:
+def check_model(folder: Path, *, trust_remote_code: bool = False) -> None:
     """Sees that a folder holds a whole model and a tokenizer with an end-of-sequence token.
 
     Raises:
@@ -40,7 +40,7 @@ def check_model(folder: Path) -> None:
             "tokenizer.json), or a hub name such as Qwen/Qwen3-0.6B; set [model] path"
         )
     try:
-        json.loads((folder / "config.json").read_text())
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{folder} has no config.json: it is not a model in Hugging Face form") from error
     except ValueError as error:
@@ -50,7 +50,7 @@ def check_model(folder: Path) -> None:
         raise ModelError(f"{folder} has no *.safetensors: expected the model's weights there; copy the model again")
     for file in weights:
         _check_safetensors(file)
-    _check_tokenizer(folder)
+    _check_tokenizer(folder, trust_remote_code=trust_remote_code)
 
 
 def context_tokens(config: RunConfig, model: Path) -> int | None:
@@ -58,7 +58,7 @@ def context_tokens(config: RunConfig, model: Path) -> int | None:
     engine = config.rollout.engine
     if isinstance(engine, VllmSettings) and engine.max_model_tokens:
         return engine.max_model_tokens
-    limit = json.loads((model / "config.json").read_text()).get("max_position_embeddings")
+    limit = json.loads((model / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
     return limit if isinstance(limit, int) else None
 
 
@@ -104,11 +104,11 @@ def check_space(model: Path, directory: Path, checkpoints: int, *, shared_memory
         )
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, *, code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", *(["*.py"] if code else [])]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
@@ -129,10 +129,10 @@ def _check_safetensors(file: Path) -> None:
         raise ModelError(f"{file} is damaged ({error}): copy the model again") from error
 
 
-def _check_tokenizer(folder: Path) -> None:
+def _check_tokenizer(folder: Path, *, trust_remote_code: bool) -> None:
     from entrostat.actors.tokenizer import HuggingFaceTokenizer
 
-    if HuggingFaceTokenizer(folder).eos_token_id is None:
+    if HuggingFaceTokenizer(folder, trust_remote_code=trust_remote_code).eos_token_id is None:
         raise ModelError(
             f"the tokenizer in {folder} names no end-of-sequence token, so no response could ever end: "
             'set "eos_token" in its tokenizer_config.json'

@@ -199,7 +199,8 @@ def _page(directory: Path, folder: Path, titles: dict[str, str]) -> str:
     )
     rows = read_metrics(directory / "metrics.jsonl")
     seconds = sum(row.step_seconds for row in rows)
-    config = (directory / "config.toml").read_text() if (directory / "config.toml").exists() else ""
+    effective = directory / "config.toml"
+    config = effective.read_text(encoding="utf-8") if effective.exists() else ""
     figures = "\n".join(
         f'<figure><img alt="{html.escape(title)}" src="data:image/png;base64,'
         f'{base64.b64encode((folder / f"{name}.png").read_bytes()).decode()}">'

@@ -1,14 +1,17 @@
 """What a run writes down: one `MetricsRow` per optimizer step, one `EvaluationRow` per evaluation."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from entrostat.protocol.errors import RunDirectoryError
 from entrostat.protocol.messages import ActorView, ControllerView, EvaluationResult, StepReport
 
 Int64 = NDArray[np.int64]
+T = TypeVar("T")
 
 
 class MetricsRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -74,6 +77,7 @@ def metrics_row(
     *,
     unix_seconds: float,
     step_seconds: float,
+    coefficient: float,
     samples: int,
     memory_gib: float,
 ) -> MetricsRow:
@@ -95,7 +99,7 @@ def metrics_row(
         low_nats=view.low,
         high_nats=view.high,
         initial_entropy_nats=view.initial_entropy,
-        coefficient=view.coefficient,
+        coefficient=coefficient,
         entropy_bonus=report.entropy_bonus,
         loss=report.loss,
         policy_loss=report.policy_loss,
@@ -208,10 +212,32 @@ def evaluation_row(result: EvaluationResult, trained_levels: frozenset[str]) -> 
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:
-    """All rows of a `metrics.jsonl`; none where there is no file yet."""
-    return msgspec.json.Decoder(MetricsRow).decode_lines(path.read_bytes()) if path.exists() else []
+    """All rows of a `metrics.jsonl`; none where there is no file yet.
+
+    Raises:
+        RunDirectoryError: a line is no row; names it.
+    """
+    return _rows(path, MetricsRow)
 
 
 def read_evaluations(path: Path) -> list[EvaluationRow]:
-    """All rows of an `evaluations.jsonl`; none where there is no file yet."""
-    return msgspec.json.Decoder(EvaluationRow).decode_lines(path.read_bytes()) if path.exists() else []
+    """All rows of an `evaluations.jsonl`; none where there is no file yet.
+
+    Raises:
+        RunDirectoryError: a line is no row; names it.
+    """
+    return _rows(path, EvaluationRow)
+
+
+def _rows(path: Path, kind: type[T]) -> list[T]:
+    decoder, rows = msgspec.json.Decoder(kind), []
+    content = path.read_bytes() if path.exists() else b""
+    # A line without its end was being written when the process or the machine died: it never was a row.
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            rows.append(decoder.decode(line))
+        except msgspec.DecodeError as error:
+            raise RunDirectoryError(
+                f"{path}:{number} is not a row this release writes ({error}): remove the line"
+            ) from error
+    return rows

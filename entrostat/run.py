@@ -4,7 +4,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -16,7 +16,7 @@ from entrostat.config import RunConfig
 from entrostat.directory import RunDirectory, RunInfo
 from entrostat.learner import checkpoint as checkpoints
 from entrostat.protocol.errors import Interrupted, Stalled, StationLost
-from entrostat.protocol.messages import EvaluationRequest, GroupsMissing, PolicyVersion, Prompt
+from entrostat.protocol.messages import ControllerView, EvaluationRequest, GroupsMissing, PolicyVersion, Prompt
 from entrostat.rows import MetricsRow, evaluation_row, metrics_row, read_evaluations, read_metrics
 from entrostat.screen import Screen
 from entrostat.sinks import Sink
@@ -28,13 +28,15 @@ POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 5.0  # a shorter wait is no news
 MEMORY_EVERY_STEPS = 5
 EVALUATION_SECONDS = 3600.0
+CEILING_ORDERS = 10  # in a row: then a person should know
 
 
 class Interrupt:
     """The user's wish to stop: the first signal is noted, the second stops at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
         self.asked = False
+        self._say = say
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -51,6 +53,7 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        self._say("stopping after this step, and saving; once more stops at once")
 
 
 class Run:
@@ -88,7 +91,9 @@ class Run:
         self._trained_levels = trained_levels
         self._version = version
         self._began = began
-        self._interrupt = Interrupt()
+        self._interrupt = Interrupt(screen.say)
+        self._since = time.monotonic()  # the last step, or whatever moved last
+        self._noted: frozenset[str] = frozenset()
         self._evaluation: Evaluation | None = None
         self._first_step_seconds = 0.0
         self._memory_gib = 0.0
@@ -107,6 +112,11 @@ class Run:
             self._evaluate_now()
         return self._finish()
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to go on from."""
+        return self._version.step > 0
+
     def _start(self) -> None:
         self._screen.waiting("starting vLLM, the learner and the controller")
         self._cluster.start()
@@ -119,10 +129,11 @@ class Run:
                 health=f"http://{host}:{port}/healthz",
             )
         )
+        self._stop_if_asked()
         if self._version.step == 0:
             # It shares the engine with the first samples; that actor keeps these weights until it has ended.
             self._begin_evaluation()
-        self._last_step_ended = time.monotonic()
+        self._last_step_ended = self._since = time.monotonic()
 
     def _step(self) -> None:
         waited_since = time.monotonic()
@@ -132,12 +143,13 @@ class Run:
             order = self._cluster.next_order(POLL_SECONDS)
             self._collect_evaluation(wait=False)
             if order is None:
-                self._check_progress(waited_since)
+                self._check_progress()
         outcome = self._cluster.train(order, time.monotonic() - waited_since)
         if isinstance(outcome, GroupsMissing):
             self._screen.say(f"{len(outcome.lease_ids)} groups were lost with the sample buffer and are sampled again")
             self._cluster.missing(outcome)
             return
+        self._since = time.monotonic()
         view = self._cluster.report(outcome)
         self._version = outcome.report.version
         now = time.monotonic()
@@ -152,11 +164,35 @@ class Run:
             self._cluster.actor_views(),
             unix_seconds=time.time(),
             step_seconds=step_seconds,
+            coefficient=order.coefficient,
             samples=len(order.groups) * self._config.rollout.samples_per_prompt,
             memory_gib=self._memory_gib,
         )
         self._show(row)
+        self._warn(view, len(order.groups) * self._config.rollout.samples_per_prompt)
         self._keep(row.step)
+
+    def _warn(self, view: ControllerView, samples: int) -> None:
+        """Says what a person should look at, when it begins, not at every step."""
+        _, _, unparsable, timeouts, errors = view.statuses
+        found = {
+            f"over {self._config.verifier.alarm_share:.0%} of the step's verdicts are unparsable, timeout or error (now "
+            f"{unparsable}, {timeouts}, {errors} of {samples}), see entrostat samples": (
+                unparsable + timeouts + errors > self._config.verifier.alarm_share * samples
+            ),
+            "every reward of this step is 0: nothing can be learnt from it": view.reward == 0.0,
+            "the entropy is far above its target: the bonus is off until it falls": view.brake,
+            f"the coefficient has stood at its ceiling for {CEILING_ORDERS} orders and the entropy is still below its "
+            "target: raise entropy.law.ceiling_ratio or balance": view.ceiling_orders >= CEILING_ORDERS,
+            "the entropy could not be measured in some steps; the coefficient stayed as it was": view.frozen_updates
+            > 0,
+        }
+        now = {text.split("(")[0] for text, wrong in found.items() if wrong}
+        for text, wrong in found.items():
+            if wrong and text.split("(")[0] not in self._noted:
+                self._screen.say(f"warning: {text}")
+                log.warning("step %s: %s", view.version, text)
+        self._noted = frozenset(now)
 
     def _show(self, row: MetricsRow) -> None:
         for sink in self._sinks:
@@ -183,14 +219,16 @@ class Run:
 
     def _stop_if_asked(self) -> None:
         if self._interrupt.asked:
+            if not self.begun:
+                raise Interrupted("stopped before the first step: there is nothing to save")
             folder = self._save()
             raise Interrupted(
                 f"stopped after step {self._version.step} and saved as {folder}; "
                 f"go on with: entrostat train --resume {self._directory.path}"
             )
 
-    def _check_progress(self, since: float) -> None:
-        waited = time.monotonic() - since
+    def _check_progress(self) -> None:
+        waited = time.monotonic() - self._since
         view = self._cluster.controller_view()
         leases = view.leases
         needed = self._config.batch.prompts
@@ -205,8 +243,7 @@ class Run:
                 f"no optimizer step for {waited:.0f} s (run.stall_seconds = {self._config.run.stall_seconds:.0f}): "
                 f"the learner waits for groups, {leases.ready} of {needed} are ready, {leases.running} leases run, "
                 f"{leases.expired} expired, {view.actors} of {self._config.rollout.actors} actors were heard from; "
-                f"their logs are in {self._directory.path}/logs. The last checkpoint stays: "
-                f"entrostat train --resume {self._directory.path}"
+                f"their logs are in {self._directory.path}/logs"
             )
 
     def _begin_evaluation(self) -> None:
@@ -223,19 +260,18 @@ class Run:
     def _evaluate_now(self) -> None:
         """Evaluates the newest policy: waits until the actor that evaluates serves it."""
         self._collect_evaluation(wait=True)
-        if not self._evaluation_prompts or any(
-            row.step == self._version.step for row in read_evaluations(self._directory.evaluations)
-        ):
+        if not self._evaluation_prompts:
             return
         self._screen.waiting("evaluating")
         deadline = time.monotonic() + self._config.run.stall_seconds
-        while self._cluster.serving() != self._version:
-            if time.monotonic() > deadline:
-                raise Stalled(f"rollout actor 0 did not load version {self._version} within run.stall_seconds")
-            time.sleep(0.05)
-        self._begin_evaluation()
-        self._collect_evaluation(wait=True)
-        self._last_step_ended = time.monotonic()  # an evaluation is no part of the next step
+        while not self._evaluated(self._version.step):
+            while self._cluster.serving() != self._version:
+                if time.monotonic() > deadline:
+                    raise Stalled(f"no rollout actor loaded version {self._version} within run.stall_seconds")
+                time.sleep(0.05)
+            self._begin_evaluation()
+            self._collect_evaluation(wait=True)
+        self._last_step_ended = self._since = time.monotonic()  # an evaluation is no part of the next step
 
     def _collect_evaluation(self, *, wait: bool) -> None:
         if self._evaluation is None or not (wait or self._cluster.has_evaluated(self._evaluation)):
@@ -243,14 +279,18 @@ class Run:
         try:
             result = self._cluster.evaluated(self._evaluation, EVALUATION_SECONDS)
         except StationLost as error:
-            self._screen.say(f"the evaluation is begun again: {error}")
-            self._begin_evaluation()
+            # The actor that replaces the lost one serves newer weights: what they had scored before is lost too.
+            self._evaluation = None
+            self._screen.say(f"warning: an evaluation was lost with its actor: {error}")
             return
         self._evaluation = None
         row = evaluation_row(result, self._trained_levels)
         for sink in self._sinks:
             sink.evaluation(row)
         self._screen.evaluation(row)
+
+    def _evaluated(self, step: int) -> bool:
+        return any(row.step == step for row in read_evaluations(self._directory.evaluations))
 
     def _finish(self) -> Summary:
         summary = summaries.summarise(

@@ -82,13 +82,17 @@ class WeightsAndBiases:
         except ImportError as error:
             raise ConfigError(_missing("wandb", "wandb", error)) from error
         self._run = wandb.init(project="entrostat", name=run, dir=str(directory))
+        # W&B drops what is logged at an earlier step than the last; an evaluation may end after later ones.
+        for name in MetricsRow.__struct_fields__:
+            self._run.define_metric(name, step_metric="step")
+        self._run.define_metric("evaluation/*", step_metric="evaluation/step")
 
     def step(self, row: MetricsRow) -> None:
-        """One value per number."""
-        self._run.log(numbers(row), step=row.step)
+        """One value per number, over the row's step."""
+        self._run.log(numbers(row))
 
     def evaluation(self, row: EvaluationRow) -> None:
-        """One value per number, under `evaluation/`."""
+        """One value per number, under `evaluation/`, over the step of the version it measured."""
         self._run.log({f"evaluation/{name}": value for name, value in numbers(row).items()})
 
     def close(self) -> None:
@@ -116,11 +120,14 @@ def numbers(row: MetricsRow | EvaluationRow) -> dict[str, float]:
 
 
 def rewind(directory: RunDirectory, step: int) -> None:
-    """Voids the rows after `step`: the run goes on from a checkpoint made there."""
+    """Voids the rows and samples after `step`: the run goes on from a checkpoint made there."""
     metrics = [row for row in read_metrics(directory.metrics) if row.step <= step]
     evaluations = [row for row in read_evaluations(directory.evaluations) if row.step <= step]
     write_atomically(directory.metrics, b"".join(msgspec.json.encode(row) + b"\n" for row in metrics))
     write_atomically(directory.evaluations, b"".join(msgspec.json.encode(row) + b"\n" for row in evaluations))
+    for file in (directory.path / "samples").glob("step-*.jsonl"):
+        if int(file.stem.removeprefix("step-")) > step:
+            file.unlink()
 
 
 def _missing(sink: str, package: str, error: ImportError) -> str:

@@ -103,11 +103,12 @@ def sentences(summary: Summary) -> list[str]:
         if level in summary.levels_before:
             lines.append(f"  {level}: pass@1 {summary.levels_before[level][0]:.3f} → {at_1:.3f}")
     target = "" if summary.target_nats is None else f" (target {summary.target_nats:.4f})"
+    # A simulated engine computes nothing that could be compared.
+    agree = f"engine and learner agree to {summary.max_mismatch_nats:.1e} nats; " if summary.max_mismatch_nats else ""
     lines += [
         f"entropy   H {summary.entropy_first_nats:.4f} → {summary.entropy_last_nats:.4f} nats, "
         f"H̃ {summary.clamped_entropy_last_nats:.4f}{target}, coefficient {summary.coefficient_last:.4f}",
-        f"engine and learner agree to {summary.max_mismatch_nats:.1e} nats; staleness at most {summary.max_staleness}; "
-        f"memory at most {summary.memory_peak_gib:.1f} GiB",
+        f"{agree}staleness at most {summary.max_staleness}; memory at most {summary.memory_peak_gib:.1f} GiB",
     ]
     return lines
 

@@ -33,12 +33,17 @@ class BufferActor:
 
     def __init__(self, settings_frame: UInt8) -> None:
         stations = wire.decode(settings_frame, Stations)
+        self._directory: str | None = stations.directory  # until its log is open
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self._buffer = SampleBuffer(memory // BUFFER_SHARE)
         self._exporter = Exporter("buffer", host=stations.metrics_host)
 
     def put(self, lease_id: int, frame: UInt8) -> int:
         """Keeps a group's frame; answers with its lease id once it is kept."""
+        # Not in the constructor, where an error would reach nobody with its type.
+        if self._directory is not None:
+            log_to(self._directory, "buffer")
+            self._directory = None
         self._buffer.put(lease_id, frame)
         self._show()
         return lease_id

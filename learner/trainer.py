@@ -1,6 +1,7 @@
 """The learner without its process: a policy, its optimizer, and where its versions are published."""
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from entrostat.protocol.messages import (
     TrainOrder,
     WeightsManifest,
 )
-from entrostat.protocol.settings import LearnerSettings, Stations
+from entrostat.protocol.settings import LearnerSettings, Stations, VllmSettings
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +63,10 @@ class Trainer:
         self._stations, self._settings = stations, stations.learner
         self._prompts = {prompt.id: prompt for prompt in prompts.prompts}
         self.version = version
-        if self._settings.threads:
-            torch.set_num_threads(self._settings.threads)
         device = chosen_device(self._settings)
+        if self._settings.threads or device.type == "cpu":
+            # Ray leaves torch as many as the actor's CPUs: one.
+            torch.set_num_threads(chosen_threads(stations, len(os.sched_getaffinity(0))))
         self._policy = _loaded(stations, checkpoint, device)
         # The reference is the policy the run started from, after a resume too.
         self._reference = freeze(_loaded(stations, None, device)) if self._settings.kl_coefficient else None
@@ -191,6 +193,13 @@ def chosen_device(settings: LearnerSettings) -> torch.device:
         )
     wanted = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)
+
+
+def chosen_threads(stations: Stations, cores: int) -> int:
+    """`learner.threads`, or what the actors' engines leave of the machine's cores."""
+    engine = stations.rollout.engine
+    of_an_engine = engine.threads if isinstance(engine, VllmSettings) else 1
+    return stations.learner.threads or max(1, cores - stations.rollout.actors * of_an_engine)
 
 
 def _loaded(stations: Stations, checkpoint_folder: Path | None, device: torch.device) -> Policy:

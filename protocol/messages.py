@@ -290,10 +290,11 @@ class ControllerView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     initial_entropy: float | None  # H_0
     frozen_updates: int  # measurements the law refused
     brake: bool
+    ceiling_orders: int  # in a row with a thermostat's coefficient at its ceiling
     leases: LeaseCounts
     late_reports: int
     actors: int  # seen within the last lease deadline
-    staleness: tuple[int, ...]  # groups of the last order by age in versions: [max_staleness + 1]
+    staleness: tuple[int, ...]  # groups of the last order by age in versions: [max_staleness + 1] or longer
     difficulty: tuple[int, ...]  # prompts by expected pass rate, ten equal bins
     reward: float  # mean over the samples of the last order
     pass_rate: float  # share of correct samples, the same

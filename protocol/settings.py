@@ -176,8 +176,8 @@ class ThermostatLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="
     """The flagship: proportional and integral action in log space around a calibrated balance coefficient."""
 
     anchor: Positive = 0.7  # target = anchor · H_0
-    balance: Positive  # ĉ: the coefficient that holds the entropy still at the start
-    drift: Positive  # â: how fast ln H falls without control, per optimizer step
+    balance: Positive = 1e-3  # ĉ: the coefficient that holds the entropy still at the start
+    drift: Positive = 0.01  # â: how fast ln H falls without control, per optimizer step
     anchor_orders: Count = 3
     lag: Count = 1  # orders between a measurement and the step it steers
     floor_ratio: Positive = 0.01  # of ĉ
@@ -190,6 +190,7 @@ LawSettings = ThermostatLaw | BandLaw | AnchoredLaw | FixedLaw
 class WeightSettings(Settings, frozen=True, kw_only=True):
     """How strongly each prompt shares in the bonus."""
 
+    normalise: bool = True  # token-weighted mean 1 over the order; False keeps the raw weights, as AER does
     form: Literal["uniform", "hinge", "indicator", "linear"] = "hinge"
     threshold: Annotated[float, Meta(gt=0, le=1)] = 0.5  # ρ
     minimum: Share = 0.25  # w_min
@@ -204,7 +205,7 @@ class EntropySettings(Settings, frozen=True, kw_only=True):
     """What holds the policy's entropy."""
 
     estimator: EstimatorSettings = ClampedEntropy()
-    law: LawSettings = FixedLaw()
+    law: LawSettings = ThermostatLaw()
     weight: WeightSettings = WeightSettings()
 
 
@@ -215,7 +216,7 @@ class LearnerSettings(Settings, frozen=True, kw_only=True):
     """One optimizer step."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: CountOrZero = 0  # on a CPU; 0 leaves it to torch
+    threads: CountOrZero = 0  # on a CPU; 0 takes the cores the actors leave
     gpus: NonNegative = 1.0  # of Ray's GPUs, where there are any
     lr: Positive = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "constant"

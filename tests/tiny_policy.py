@@ -146,7 +146,7 @@ def make_stations(
         rollout=RolloutSettings() if rollout is None else rollout,
         verifier=VerifierSettings(),
         entropy=EntropySettings() if entropy is None else entropy,
-        learner=LearnerSettings(lr=1e-3) if learner is None else learner,
+        learner=LearnerSettings(lr=1e-3, threads=1) if learner is None else learner,
         metrics_host="127.0.0.1",
         metrics_port=0,
         samples_per_step=samples_per_step,

@@ -1,7 +1,6 @@
 """Whole runs, as a user starts them: the real engine for three steps, the simulated one for the rest."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -48,7 +47,18 @@ def real_run(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     train(
         folder,
         str(repository / "deploy/runs/quickstart.toml"),
-        *("--run", "run", "--set", "run.steps=3", "--set", "batch.prompts=8", "--set", "evaluation.samples=2"),
+        *(
+            "--run",
+            "run",
+            "--set",
+            "run.name=three-steps",
+            "--set",
+            "run.steps=3",
+            "--set",
+            "batch.prompts=8",
+            "--set",
+            "evaluation.samples=2",
+        ),
     )
     return folder / "run"
 
@@ -83,7 +93,7 @@ def test_the_run_directory_is_complete(real_run: Path) -> None:
     names = {path.name for path in real_run.iterdir()}
     assert {"config.toml", "metrics.jsonl", "summary.json", "report", "checkpoints", "samples", "logs"} <= names
     assert "run.json" not in names  # it is no longer alive
-    assert not list(Path("/dev/shm").glob(f"entrostat-quickstart-*{os.getpid()}*"))
+    assert not list(Path("/dev/shm").glob("entrostat-three-steps-*"))
     assert (real_run / "report/report.html").stat().st_size > 100_000
 
 
@@ -123,6 +133,7 @@ def test_a_damaged_checkpoint_is_refused(real_run: Path) -> None:
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     before = (real_run / "metrics.jsonl").read_bytes()
     done = entrostat(real_run.parent, "train", "--resume", "run", "--set", "run.steps=6")
+    file.write_bytes(content)
     assert done.returncode == 2
     assert "model.safetensors" in done.stderr
     assert "Traceback" not in done.stderr
@@ -179,7 +190,8 @@ def test_ctrl_c_saves_and_the_run_goes_on(repository: Path, tmp_path: Path) -> N
 
 def test_a_killed_actor_is_replaced_and_training_goes_on(repository: Path, tmp_path: Path) -> None:
     config = str(repository / "deploy/runs/simulated.toml")
-    settings = ["run.steps=20", "evaluation.tasks=[]", "rollout.lease_seconds=3"]
+    # With two actors training goes on meanwhile, and the replacement must get the weights of now.
+    settings = ["run.steps=30", "evaluation.tasks=[]", "rollout.lease_seconds=3", "rollout.actors=2"]
     arguments = ["train", config, "--run", "run", *sets(settings)]
     with subprocess.Popen(
         command(*arguments), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -190,9 +202,45 @@ def test_a_killed_actor_is_replaced_and_training_goes_on(repository: Path, tmp_p
             assert time.monotonic() < deadline
             time.sleep(0.1)
         below = psutil.Process(process.pid).children(recursive=True)
-        (actor,) = [one for one in below if one.name().startswith("ray::RolloutAct")]
-        actor.kill()
+        actors = [one for one in below if one.name().startswith("ray::RolloutAct")]
+        assert len(actors) == 2
+        actors[0].kill()
         said, errors = process.communicate(timeout=DEADLINE_SECONDS)
         assert process.returncode == 0, said + errors
-    assert [row.step for row in read_metrics(tmp_path / "run/metrics.jsonl")] == list(range(1, 21))
+    assert [row.step for row in read_metrics(tmp_path / "run/metrics.jsonl")] == list(range(1, 31))
     assert json.loads((tmp_path / "run/summary.json").read_text())["actor_restarts"] == 1
+
+
+def test_a_run_killed_before_its_summary_is_finished_by_resuming(real_run: Path) -> None:
+    (real_run / "summary.json").unlink()
+    rows = read_metrics(real_run / "metrics.jsonl")
+    said = train(real_run.parent, "--resume", "run")
+    assert "is finished" not in said
+    assert (real_run / "summary.json").exists()
+    assert read_metrics(real_run / "metrics.jsonl") == rows
+
+
+def test_a_resume_with_another_law_is_refused(real_run: Path) -> None:
+    done = entrostat(
+        real_run.parent, "train", "--resume", "run", "--set", "run.steps=6", "--set", "entropy.law.kind=fixed"
+    )
+    assert done.returncode == 2, done.stderr
+    assert "law the run was started with" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_fails_before_its_first_step_leaves_nothing_behind(repository: Path, tmp_path: Path) -> None:
+    config = str(repository / "deploy/runs/simulated.toml")
+    done = entrostat(tmp_path, "train", config, "--run", "run", "--set", "learner.device=cuda")
+    assert done.returncode == 2, done.stderr
+    assert "no GPU" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_address_where_no_cluster_answers_is_refused_at_once(repository: Path, tmp_path: Path) -> None:
+    config = str(repository / "deploy/runs/simulated.toml")
+    done = entrostat(tmp_path, "train", config, "--run", "run", "--address", "127.0.0.1:9")
+    assert done.returncode == 2
+    assert "no Ray cluster answers at 127.0.0.1:9" in done.stderr
+    assert not (tmp_path / "run").exists()

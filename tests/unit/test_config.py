@@ -259,6 +259,14 @@ def test_a_line_inside_a_long_string_is_not_taken_for_a_key(file: Path) -> None:
         (["learner.microbatch_tokens=64"], "can't hold a prompt and one response"),
         (["learner.transport=ipc", "learner.device=cpu"], '"ipc" shares a GPU\'s memory'),
         (["learner.transport=ipc", "rollout.engine.kind=simulated"], "needs a real engine"),
+        (
+            ["learner.transport=ipc", "rollout.actors=2"],
+            '[rollout] actors = 2, but [learner] transport = "ipc" is for one GPU',
+        ),
+        (
+            ["learner.transport=ipc", "rollout.engine.kind=vllm", "rollout.engine.tensor_parallel=2"],
+            '[rollout.engine] tensor_parallel = 2, but [learner] transport = "ipc" is for one GPU',
+        ),
         (["learner.truncated=penalise", "learner.truncation_penalty=0"], "penalises nothing"),
         (["entropy.law.floor_ratio=20"], "floor_ratio = 20 is not below ceiling_ratio = 10"),
         (["entropy.law.floor_ratio=2"], "[entropy.law] balance: lies outside its own box"),

@@ -30,9 +30,14 @@ def group(correct: int, *, samples: int = 4, tokens: int = 10, surprise: float =
 
 
 def shares(
-    weights: list[float], groups: list[GroupReport], *, all_wrong_share: float = 1.0, cap: float = 4.0
+    weights: list[float],
+    groups: list[GroupReport],
+    *,
+    all_wrong_share: float = 1.0,
+    cap: float = 4.0,
+    normalise: bool = True,
 ) -> Float64:
-    bounds = WeightSettings(all_wrong_share=all_wrong_share, cap=cap)
+    bounds = WeightSettings(all_wrong_share=all_wrong_share, cap=cap, normalise=normalise)
     return allocate(np.array(weights), groups, initial_entropy=1.0, settings=bounds)
 
 
@@ -72,16 +77,31 @@ def test_weights_that_are_all_nothing_stay_nothing() -> None:
     assert shares([0.0, 0.0], [group(1), group(2)]).tolist() == [0.0, 0.0]
 
 
+def test_raw_weights_stay_as_they_are() -> None:
+    groups = [group(1, tokens=10), group(2, tokens=30), group(3)]
+    assert shares([0.4, 0.1, 0.0], groups, normalise=False).tolist() == [0.4, 0.1, 0.0]
+
+
+def test_raw_weights_obey_the_same_bounds() -> None:
+    assert shares([0.8, 0.2], [group(1), group(2)], cap=0.5, normalise=False).tolist() == [0.5, 0.2]
+    assert shares([0.8, 0.2], [group(0), group(4)], normalise=False).tolist() == [0.0, 0.0]
+    assert shares([0.8, 0.2], [group(1, surprise=2.1), group(2)], normalise=False).tolist() == [0.0, 0.2]
+    got = shares([0.8, 0.3], [group(0), group(2)], all_wrong_share=0.25, normalise=False)
+    assert got == pytest.approx([0.1, 0.3])
+
+
 GROUPS = st.lists(
     st.tuples(st.floats(0.0, 1.0), st.integers(0, 4), st.integers(0, 50), st.floats(0.0, 3.0)), min_size=1, max_size=12
 )
 
 
-@given(GROUPS, st.floats(0.0, 1.0), st.floats(1.0, 8.0))
+@given(GROUPS, st.floats(0.0, 1.0), st.floats(1.0, 8.0), st.booleans())
 @settings(max_examples=80, deadline=None)
-def test_every_bound_holds_whatever_comes(drawn: list[tuple[float, int, int, float]], share: float, cap: float) -> None:
+def test_every_bound_holds_whatever_comes(
+    drawn: list[tuple[float, int, int, float]], share: float, cap: float, normalise: bool
+) -> None:
     groups = [group(correct, tokens=tokens, surprise=surprise) for _, correct, tokens, surprise in drawn]
-    got = shares([weight for weight, *_ in drawn], groups, all_wrong_share=share, cap=cap)
+    got = shares([weight for weight, *_ in drawn], groups, all_wrong_share=share, cap=cap, normalise=normalise)
     tokens = np.array([4 * tokens for _, _, tokens, _ in drawn], dtype=np.float64)
     mass = tokens * got
     wrong = np.array([correct == 0 for _, correct, *_ in drawn])

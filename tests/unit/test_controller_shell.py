@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import logging
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from entrostat.controller.remote import ControllerActor
 from entrostat.controller.state import ControllerSnapshot
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import UInt8
-from entrostat.protocol.errors import WireError
+from entrostat.protocol.errors import CheckpointDamaged, ResourceError, StationLost, TaskError, WireError
 from entrostat.protocol.messages import (
     ControllerView,
     GroupReport,
@@ -33,11 +35,14 @@ from entrostat.protocol.moments import Moments
 from entrostat.protocol.settings import (
     BatchSettings,
     EntropySettings,
+    FixedLaw,
+    LawSettings,
     LearnerSettings,
     ModelSettings,
     RolloutSettings,
     SimulatedSettings,
     Stations,
+    ThermostatLaw,
     VerifierSettings,
 )
 
@@ -53,10 +58,10 @@ class Discards:
         self.leases += leases
 
 
-def run_of(lease_seconds: float = 60.0) -> Stations:
+def run_of(directory: Path, lease_seconds: float = 60.0, *, port: int = 0, law: LawSettings | None = None) -> Stations:
     return Stations(
         run="test",
-        directory="/nowhere",
+        directory=str(directory),
         seed=5,
         total_steps=100,
         model=ModelSettings(path="none"),
@@ -65,30 +70,42 @@ def run_of(lease_seconds: float = 60.0) -> Stations:
         batch=BatchSettings(prompts=2),
         rollout=RolloutSettings(engine=SimulatedSettings(), samples_per_prompt=2, lease_seconds=lease_seconds),
         verifier=VerifierSettings(),
-        entropy=EntropySettings(),
+        entropy=EntropySettings(law=law or FixedLaw()),
         learner=LearnerSettings(),
         metrics_host="127.0.0.1",
-        metrics_port=0,
+        metrics_port=port,
         samples_per_step=0,
     )
 
 
 START = PolicyVersion(branch=0, step=0)
-Made = Callable[..., ControllerActor]
+Made = Callable[..., Awaitable[ControllerActor]]
 
 
 @pytest.fixture
-def made() -> Iterator[Made]:
+def logs() -> Iterator[None]:
+    """Closes the log files that a test opens."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in [handler for handler in root.handlers if handler not in before]:
+        root.removeHandler(handler)
+        handler.close()
+
+
+@pytest.fixture
+def made(tmp_path: Path, logs: None) -> Iterator[Made]:
     actors: list[ControllerActor] = []
 
-    def make(buffer: Discards | None = None, *, lease_seconds: float = 60.0) -> ControllerActor:
-        settings = wire.encode(run_of(lease_seconds))
+    async def make(buffer: Discards | None = None, *, lease_seconds: float = 60.0) -> ControllerActor:
+        settings = wire.encode(run_of(tmp_path, lease_seconds))
         actors.append(ControllerActor(settings, ["easy"] * 10, buffer or Discards()))
+        await actors[-1].start()
         return actors[-1]
 
     yield make
     for actor in actors:
-        actor._exporter.close()
+        actor._running().exporter.close()
 
 
 def pulse(room: int = 0, reports: tuple[GroupReport, ...] = ()) -> UInt8:
@@ -147,7 +164,7 @@ def test_a_step_goes_through_as_frames(made: Made) -> None:
     buffer = Discards()
 
     async def play() -> None:
-        actor = made(buffer)
+        actor = await made(buffer)
         leases = (await replied(actor.pulse(pulse(room=2)))).leases
         await actor.pulse(pulse(reports=tuple(group_of(lease) for lease in leases)))
         frame = await actor.order(5.0)
@@ -164,7 +181,7 @@ def test_a_step_goes_through_as_frames(made: Made) -> None:
 
 def test_an_order_is_given_the_moment_its_last_group_is_reported(made: Made) -> None:
     async def play() -> None:
-        actor = made()
+        actor = await made()
         leases = (await replied(actor.pulse(pulse(room=2)))).leases
         waiting = asyncio.create_task(actor.order(30.0))
         for lease in leases:
@@ -178,8 +195,9 @@ def test_an_order_is_given_the_moment_its_last_group_is_reported(made: Made) -> 
 
 def test_a_wait_for_an_order_ends_at_its_deadline(made: Made) -> None:
     async def play() -> None:
+        actor = await made()
         started = time.monotonic()
-        assert await made().order(0.1) is None
+        assert await actor.order(0.1) is None
         assert 0.09 < time.monotonic() - started < 1.0
 
     asyncio.run(play())
@@ -189,7 +207,7 @@ def test_leases_expire_though_nobody_calls(made: Made) -> None:
     buffer = Discards()
 
     async def play() -> None:
-        actor = made(buffer, lease_seconds=0.2)
+        actor = await made(buffer, lease_seconds=0.2)
         leases = (await replied(actor.pulse(pulse(room=2)))).leases
         await asyncio.sleep(0.8)
         assert buffer.leases == [lease.id for lease in leases]
@@ -203,7 +221,7 @@ def test_a_ticker_that_failed_fails_the_next_call(made: Made) -> None:
             raise OSError("the buffer's handle is gone")
 
     async def play() -> None:
-        actor = made(Broken(), lease_seconds=0.2)
+        actor = await made(Broken(), lease_seconds=0.2)
         await actor.pulse(pulse(room=1))
         await asyncio.sleep(0.8)
         with pytest.raises(OSError, match="handle is gone"):
@@ -231,7 +249,7 @@ def test_published_weights_are_offered_and_lost_groups_give_the_order_up(made: M
     )
 
     async def play() -> None:
-        actor = made()
+        actor = await made()
         await actor.publish(wire.encode(manifest))
         reply = await replied(actor.pulse(pulse(room=2)))
         assert reply.manifest is not None
@@ -248,7 +266,7 @@ def test_published_weights_are_offered_and_lost_groups_give_the_order_up(made: M
 
 def test_bytes_that_are_no_message_are_refused_and_change_nothing(made: Made) -> None:
     async def play() -> None:
-        actor = made()
+        actor = await made()
         before = (await actor.snapshot()).tobytes()
         for junk in (np.zeros(100, np.uint8), wire.encode(GroupsMissing(version=START, lease_ids=()))):
             with pytest.raises(WireError):
@@ -260,7 +278,7 @@ def test_bytes_that_are_no_message_are_refused_and_change_nothing(made: Made) ->
 
 def test_metrics_and_targets_are_served(made: Made) -> None:
     async def play() -> None:
-        actor = made()
+        actor = await made()
         port = await actor.endpoint()
         await actor.set_targets([{"targets": ["127.0.0.1:1"], "labels": {"station": "learner"}}])
         leases = (await replied(actor.pulse(pulse(room=2)))).leases
@@ -283,5 +301,48 @@ def test_metrics_and_targets_are_served(made: Made) -> None:
         ):
             assert line in lines
         assert json.loads(await asyncio.to_thread(read, port, "/targets"))[0]["targets"] == ["127.0.0.1:1"]
+
+    asyncio.run(play())
+
+
+def test_what_can_fail_fails_in_start_and_with_its_name(made: Made, tmp_path: Path) -> None:
+    async def play() -> None:
+        actor = await made()
+        taken = wire.encode(run_of(tmp_path, port=await actor.endpoint()))
+        other = wire.encode(run_of(tmp_path, law=ThermostatLaw(balance=0.01, drift=0.05)))
+        squatter = ControllerActor(taken, ["easy"], Discards())
+        idle = ControllerActor(wire.encode(run_of(tmp_path)), [], Discards())
+        stranger = ControllerActor(other, ["easy"] * 10, Discards(), 1, 0, await actor.snapshot())
+        with pytest.raises(ResourceError, match=r"monitor\.port"):
+            await squatter.start()
+        with pytest.raises(TaskError, match="no prompts"):
+            await idle.start()
+        with pytest.raises(CheckpointDamaged, match="FixedState"):
+            await stranger.start()
+
+    asyncio.run(play())
+
+
+def test_a_controller_that_was_not_started_says_so(tmp_path: Path) -> None:
+    async def play() -> None:
+        actor = ControllerActor(wire.encode(run_of(tmp_path)), ["easy"] * 10, Discards())
+        missing = wire.encode(GroupsMissing(version=START, lease_ids=()))
+        calls = (actor.pulse(pulse()), actor.order(0.1), actor.missing(missing), actor.view(), actor.snapshot())
+        for call in (*calls, actor.endpoint(), actor.set_targets([])):
+            with pytest.raises(StationLost, match="call start first"):
+                await call
+
+    asyncio.run(play())
+
+
+def test_leases_that_end_untrained_are_in_the_log(made: Made, tmp_path: Path) -> None:
+    async def play() -> None:
+        actor = await made(lease_seconds=0.2)
+        leases = (await replied(actor.pulse(pulse(room=2)))).leases
+        await asyncio.sleep(0.8)
+        told = [line for line in (tmp_path / "logs/controller.log").read_text().splitlines() if "WARNING" in line]
+        assert len(told) == 1
+        prompts = [lease.prompt_id for lease in leases]
+        assert told[0].endswith(f"2 leases ended as expired; their prompts are leased again: {prompts}")
 
     asyncio.run(play())

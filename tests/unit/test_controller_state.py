@@ -24,6 +24,7 @@ from entrostat.controller.events import (
     Ticked,
 )
 from entrostat.controller.state import Controller, ControllerSnapshot
+from entrostat.controller.summary import summarise
 from entrostat.protocol import wire
 from entrostat.protocol.errors import CheckpointDamaged, TaskError
 from entrostat.protocol.messages import (
@@ -395,6 +396,23 @@ def test_the_view_tells_of_the_last_order() -> None:
     s.at += LEASE_SECONDS + 1.0
     s.apply(Ticked(at=s.at))
     assert s.controller.view().actors == 0
+
+
+def test_the_view_tells_how_long_the_coefficient_has_stood_at_its_ceiling() -> None:
+    s = scene()
+    for _ in range(12):
+        s.step(entropy=0.5, clamped=0.5)
+    assert s.controller.view().ceiling_orders == 0
+    for _ in range(12):
+        s.step(entropy=1e-4, clamped=1e-4)
+    assert s.controller.view().ceiling_orders == s.controller.reading.ceiling_orders > 0
+
+
+def test_a_group_older_than_allowed_shows_in_the_summary() -> None:
+    lease = scene().pulse(room=1).leases[0]
+    reports = [group_of(lease, started=step) for step in (5, 4, 2, 2)]
+    assert summarise(reports, 5, max_staleness=1).staleness == (1, 1, 0, 2)
+    assert summarise(reports[:1], 5, max_staleness=1).staleness == (1, 0)
 
 
 def test_no_prompts_are_an_error_with_a_name() -> None:

@@ -1,5 +1,8 @@
 """A run directory is made whole or not at all, and is one process's at a time."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,13 @@ def test_a_closed_run_names_no_endpoint(tmp_path: Path) -> None:
     assert (made.path / "run.json").exists()
     made.close()
     assert not (made.path / "run.json").exists()
+
+
+def test_a_configuration_is_written_in_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from entrostat import directory\n"
+        "directory.create(Path(sys.argv[1]), 'name = \"H\\u0303 \\u2013 \\u00e4\"', keep_earlier=False).close()"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], env={**os.environ, **locale}, check=True)
+    assert (tmp_path / "a/config.toml").read_text(encoding="utf-8") == 'name = "H\u0303 – ä"'

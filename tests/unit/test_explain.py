@@ -51,6 +51,20 @@ def test_too_few_groups_in_flight_are_worth_knowing(quickstart: Path) -> None:
     assert "rounds a step" not in explain(load(quickstart, ["rollout.groups_in_flight=32"]))
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 16), ("bfloat16", 18)])
+def test_what_training_holds_is_counted_by_the_parameter(
+    quickstart: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, size: int
+) -> None:
+    monkeypatch.setattr("entrostat.explain.parameter_count", lambda _: 1 << 30)
+    said = explain(load(quickstart, [f"model.dtype={dtype}"]))
+    assert f"AdamW's moments {size}.0 GiB" in said
+
+
+def test_what_the_evaluation_will_tell_depends_on_its_samples(quickstart: Path) -> None:
+    assert "pass@1 and pass@8" in explain(load(quickstart, ["evaluation.samples=16"]))
+    assert "pass@8 needs 8 of them" in explain(load(quickstart, ["evaluation.samples=4"]))
+
+
 def test_an_engine_that_leaves_the_learner_no_memory_is_worth_knowing(repository: Path) -> None:
     file = repository / "deploy/runs/gsm8k-qwen3-0.6b.toml"
     assert "lower memory_share" in explain(load(file, ["rollout.engine.memory_share=0.9"]))

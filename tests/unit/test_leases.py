@@ -227,6 +227,23 @@ def test_leases_of_an_abandoned_branch_count_as_rewound() -> None:
     assert sums_up(later.counts())
 
 
+def test_every_way_to_end_untrained_is_a_warning_with_its_prompts(caplog: pytest.LogCaptureFixture) -> None:
+    leases = book(batch=2, staleness=0)
+    lost, kept = granted(leases, 2)
+    for lease in (lost, kept):
+        leases.accept(report_of(lease), 1.0)
+    assert leases.order(1.0)
+    leases.give_up([lost.id, lost.id, 99])
+    leases.drop_stale(1)
+    late = granted(leases, 1, at=1.0)[0]
+    leases.expire(5.0)
+    leases.expire(11.0)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", f"1 leases ended as {outcome}; their prompts are leased again: [{lease.prompt_id}]")
+        for outcome, lease in (("lost", lost), ("stale", kept), ("expired", late))
+    ]
+
+
 # ── the order of prompts ─────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -66,6 +66,23 @@ def test_a_tokenizer_without_eos_is_refused(model: Path) -> None:
         preflight.check_model(model)
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_tokenizers_own_code_runs_only_if_it_is_trusted(
+    model: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    asked = []
+
+    class Tokenizer:
+        eos_token_id = 1
+
+        def __init__(self, source: Path, *, trust_remote_code: bool = False) -> None:
+            asked.append(trust_remote_code)
+
+    monkeypatch.setattr("entrostat.actors.tokenizer.HuggingFaceTokenizer", Tokenizer)
+    preflight.find_model(str(model), trust_remote_code=trusted)
+    assert asked == [trusted]
+
+
 def test_too_little_shared_memory_says_how_much_is_needed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,9 @@
 """What a run writes down, and what it comes to."""
 
+import sys
 from math import comb
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -107,3 +109,33 @@ def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("reward")] == [1, 2]
     assert events.Scalars("entropy_nats")[0].value == pytest.approx(metrics_row(1).entropy_nats)
     directory.close()
+
+
+class OnlineRun:
+    """Takes what W&B's run takes."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[dict[str, float], int | None]] = []
+        self.axes: dict[str, str] = {}
+
+    def define_metric(self, name: str, *, step_metric: str) -> None:
+        self.axes[name] = step_metric
+
+    def log(self, values: dict[str, float], step: int | None = None) -> None:
+        self.logged.append((values, step))
+
+
+def test_an_evaluation_that_ends_late_is_drawn_over_the_step_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online = OnlineRun()
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: online))
+    sink = sinks.WeightsAndBiases(tmp_path, "a")
+    sink.step(metrics_row(5))
+    sink.step(metrics_row(6))
+    sink.evaluation(made_evaluation(5, 0.5))
+    # W&B would drop what comes with a step of its own before the last.
+    assert [step for _, step in online.logged] == [None] * 3
+    assert [values.get("step", values.get("evaluation/step")) for values, _ in online.logged] == [5, 6, 5]
+    assert online.axes["reward"] == "step"
+    assert online.axes["evaluation/*"] == "evaluation/step"

@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from entrostat.learner import probe
-from entrostat.learner.ipc import IpcPublisher
+from entrostat.learner.ipc import BUFFERS, IpcPublisher, Ring
 from entrostat.learner.policy import load_policy
 from entrostat.learner.shared_memory import SharedMemoryPublisher, remove_leftovers
 from entrostat.learner.trainer import Trainer
 from entrostat.learner.weights import layout
 from entrostat.protocol import wire
 from entrostat.protocol.errors import ResourceError
-from entrostat.protocol.messages import PolicyVersion, Probe, SharedFile, WeightsManifest
+from entrostat.protocol.messages import CudaMemory, PolicyVersion, Probe, SharedFile, WeightsManifest
 from entrostat.protocol.settings import ModelSettings
 from tests.tiny_policy import make_group, make_order, make_policy, make_prompts, make_stations
 
@@ -139,6 +139,30 @@ def test_shared_memory_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_ipc_needs_a_gpu() -> None:
     with pytest.raises(ResourceError, match="shared_memory"):
         IpcPublisher(torch.device("cpu"))
+
+
+def test_device_buffers_are_used_in_turn_and_each_is_exported_once() -> None:
+    exported: list[int] = []
+
+    def export(buffer: torch.Tensor) -> CudaMemory:
+        exported.append(buffer.data_ptr())
+        return CudaMemory(
+            host="here",
+            device_uuid="a GPU",
+            handle=bytes([len(exported)]),
+            storage_bytes=buffer.nbytes,
+            storage_offset_bytes=0,
+            reference_handle=b"",
+            reference_offset=0,
+            event_handle=b"",
+            event_sync=True,
+        )
+
+    ring = Ring(torch.device("cpu"), 64, export)
+    turns = [ring.turn() for _ in range(2 * BUFFERS + 1)]
+    assert [place.handle for _, place in turns] == [b"\1", b"\2", b"\3"] * 2 + [b"\1"]
+    assert [buffer.data_ptr() for buffer, _ in turns] == exported * 2 + exported[:1]
+    assert len(set(exported)) == len(exported) == BUFFERS
 
 
 def test_the_first_versions_probe_is_made_of_prompts_and_far_from_the_version_before() -> None:

@@ -1,0 +1,56 @@
+"""The Ray shells of the learner's station, without Ray: where the buffer's log goes."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from entrostat.learner.remote import BufferActor
+from entrostat.protocol import wire
+from entrostat.protocol.settings import (
+    BatchSettings,
+    EntropySettings,
+    LearnerSettings,
+    ModelSettings,
+    RolloutSettings,
+    Stations,
+    VerifierSettings,
+)
+
+
+@pytest.fixture
+def buffer(tmp_path: Path) -> Iterator[BufferActor]:
+    root = logging.getLogger()
+    before = list(root.handlers)
+    stations = Stations(
+        run="test",
+        directory=str(tmp_path),
+        seed=5,
+        total_steps=1,
+        model=ModelSettings(path="none"),
+        tasks=(),
+        evaluation_tasks=(),
+        batch=BatchSettings(),
+        rollout=RolloutSettings(),
+        verifier=VerifierSettings(),
+        entropy=EntropySettings(),
+        learner=LearnerSettings(),
+        metrics_host="127.0.0.1",
+        metrics_port=0,
+        samples_per_step=0,
+    )
+    made = BufferActor(wire.encode(stations))
+    yield made
+    made._exporter.close()
+    for handler in [handler for handler in root.handlers if handler not in before]:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def test_the_buffers_log_is_a_file_of_the_run_and_tells_everything_once(buffer: BufferActor, tmp_path: Path) -> None:
+    for lease in (1, 2):
+        assert buffer.put(lease, np.zeros(4, np.uint8)) == lease
+    logging.getLogger("entrostat.learner.buffer").warning("something is wrong")
+    assert (tmp_path / "logs/buffer.log").read_text().count("something is wrong") == 1
