@@ -176,7 +176,7 @@ class Run:
         """Says what a person should look at, when it begins, not at every step."""
         _, _, unparsable, timeouts, errors = view.statuses
         found = {
-            f"over {self._config.verifier.alarm_share:.0%} of the step's verdicts are unparsable, timeout or error (now "
+            f"over {self._config.verifier.alarm_share:.0%} of the verdicts are unparsable, timeout or error (now "
             f"{unparsable}, {timeouts}, {errors} of {samples}), see entrostat samples": (
                 unparsable + timeouts + errors > self._config.verifier.alarm_share * samples
             ),
