@@ -114,8 +114,10 @@ def keep(path: Path) -> Path:
         Its new place.
 
     Raises:
-        RunDirectoryError: a process is using it.
+        RunDirectoryError: it holds no run, or a process is using it.
     """
+    if not (path / "config.toml").is_file():
+        raise RunDirectoryError(f"{path} holds no run that could be kept: choose another place with --run DIR")
     _locked(path / "lock").close()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
     kept = path.with_name(f"{path.name}-{stamp}")

@@ -32,6 +32,7 @@ from entrostat.protocol.messages import (
     PulseReply,
 )
 from entrostat.protocol.metrics import Exporter
+from entrostat.protocol.settings import SimulatedSettings
 from entrostat.rows import EvaluationRow, evaluation_row
 
 
@@ -66,6 +67,8 @@ def run(model: str, config: Path | None, overrides: Sequence[str], *, samples: i
     chosen, settings = find(model, config, overrides)
     if not settings.evaluation.tasks:
         raise ConfigError("the configuration has no [[evaluation.tasks]]: name what to evaluate on")
+    if isinstance(settings.rollout.engine, SimulatedSettings):
+        raise ConfigError("the simulated engine makes its answers up: evaluate with --set rollout.engine.kind=vllm")
     count = settings.evaluation.samples if samples is None else samples
     if count < 1:
         raise ConfigError(f"--samples is {count}; expected at least 1")

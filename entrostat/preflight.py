@@ -10,6 +10,7 @@ from entrostat.protocol.errors import ModelError, ResourceError
 from entrostat.protocol.settings import VllmSettings
 
 SHARED_MEMORY = Path("/dev/shm")
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 VERSIONS_IN_MEMORY = 3  # two that actors may still load, one in the making
 RUNTIME_BYTES = 256 << 20  # Ray's object store and its neighbours, at the least
 CHECKPOINT_FACTOR = 3  # of the policy's bytes: the policy and two moments of AdamW
@@ -40,11 +41,19 @@ def check_model(folder: Path, *, trust_remote_code: bool = False) -> None:
             "tokenizer.json), or a hub name such as Qwen/Qwen3-0.6B; set [model] path"
         )
     try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{folder} has no config.json: it is not a model in Hugging Face form") from error
     except ValueError as error:
         raise ModelError(f"{folder}/config.json is not JSON ({error}): copy the model again") from error
+    except OSError as error:
+        raise ModelError(f"{folder}/config.json can't be read ({error.strerror})") from error
+    if not isinstance(config, dict):
+        raise ModelError(
+            f"{folder}/config.json holds {type(config).__name__}, expected an object: copy the model again"
+        )
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        raise ModelError(f"{folder} has no tokenizer: expected its tokenizer.json there; copy the model again")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ModelError(f"{folder} has no *.safetensors: expected the model's weights there; copy the model again")

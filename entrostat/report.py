@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from entrostat.directory import write_atomically
+from entrostat.protocol.errors import BadInput
 from entrostat.rows import EvaluationRow, MetricsRow, read_evaluations, read_metrics
 from entrostat.screen import duration
 from entrostat.summary import Summary, sentences
@@ -62,7 +63,12 @@ def write_comparison(runs: Sequence[Path], picture: Path) -> None:
     Args:
         runs: run directories; each is called by its folder's name.
         picture: a PNG file.
+
+    Raises:
+        BadInput: the picture's name does not end in .png.
     """
+    if picture.suffix.lower() != ".png":
+        raise BadInput(f"--picture is {picture}; expected a file name that ends in .png")
     figure = Figure(figsize=(12, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, run in enumerate(runs):

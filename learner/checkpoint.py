@@ -76,6 +76,8 @@ def verify(folder: Path) -> CheckpointManifest:
         CheckpointDamaged: a file is missing or has changed; names it.
     """
     manifest = read_manifest(folder)
+    if not manifest.files:
+        raise CheckpointDamaged(f"{folder / MANIFEST} names no files: {_advice(folder)}")
     for expected in manifest.files:
         path = folder / expected.path
         if not path.is_file():

@@ -12,8 +12,9 @@ Positive = Annotated[float, Meta(gt=0)]
 NonNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 OpenShare = Annotated[float, Meta(ge=0, lt=1)]
-Count = Annotated[int, Meta(ge=1)]
-CountOrZero = Annotated[int, Meta(ge=0)]
+MOST = 2**48  # of anything that is counted
+Count = Annotated[int, Meta(ge=1, le=MOST)]
+CountOrZero = Annotated[int, Meta(ge=0, le=MOST)]
 Seconds = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
@@ -43,8 +44,8 @@ class ReasoningGym(Settings, frozen=True, kw_only=True, tag_field="kind", tag="r
     """
 
     dataset: str
-    size: Count
-    seed: int = 0
+    size: Annotated[int, Meta(ge=1, le=10_000_000)]
+    seed: CountOrZero = 0
     level: str = ""  # default: the dataset's name
     parameters: dict[str, int | float | str | bool | list[int | float | str]] = {}
     template: str = "{question}"

@@ -33,6 +33,14 @@ def test_an_earlier_run_is_kept_under_another_name(tmp_path: Path) -> None:
     assert (tmp_path / "a/config.toml").read_text() == "third"
 
 
+def test_what_is_no_run_is_not_renamed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/mine.txt").write_text("precious")
+    with pytest.raises(RunDirectoryError, match="holds no run"):
+        directories.create(tmp_path / "a", "", keep_earlier=True)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["mine.txt"]
+
+
 def test_a_run_in_use_is_not_opened_twice_nor_renamed(tmp_path: Path) -> None:
     held = directories.create(tmp_path / "a", "", keep_earlier=False)
     with pytest.raises(RunDirectoryError, match="in use by process"):

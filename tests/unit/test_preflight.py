@@ -36,6 +36,7 @@ def test_a_hub_name_that_is_not_to_be_had_is_a_sentence(monkeypatch: pytest.Monk
     [
         ("config.json", None, "no config.json"),
         ("config.json", "{", "is not JSON"),
+        ("config.json", "[]", "holds list, expected an object"),
         ("model.safetensors", None, r"no \*\.safetensors"),
         ("model.safetensors", "torn", "is damaged"),
         ("tokenizer.json", "{", "tokenizer"),
@@ -47,6 +48,13 @@ def test_a_broken_model_names_its_broken_file(model: Path, name: str, content: s
     else:
         (model / name).write_text(content)
     with pytest.raises(ModelError, match=expected):
+        preflight.check_model(model)
+
+
+def test_a_model_without_a_tokenizer_is_refused(model: Path) -> None:
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="has no tokenizer"):
         preflight.check_model(model)
 
 

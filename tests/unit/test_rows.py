@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from entrostat import directory as directories
 from entrostat import sinks, summary
+from entrostat.protocol.errors import RunDirectoryError
 from entrostat.protocol.messages import EvaluationResult, PolicyVersion
 from entrostat.protocol.moments import Moments
 from entrostat.rows import evaluation_row, pass_at, read_metrics
@@ -89,6 +90,15 @@ def test_rewinding_voids_what_came_after(tmp_path: Path) -> None:
     assert [row.step for row in read_metrics(directory.metrics)] == [1, 2, 3]
     assert len(directory.evaluations.read_bytes().splitlines()) == 3
     directory.close()
+
+
+def test_a_line_cut_off_by_a_crash_never_was_a_row(tmp_path: Path) -> None:
+    line = msgspec.json.encode(metrics_row(1)) + b"\n"
+    (tmp_path / "metrics.jsonl").write_bytes(line + line[:40])
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
+    (tmp_path / "metrics.jsonl").write_bytes(line[:40] + b"\n" + line)
+    with pytest.raises(RunDirectoryError, match=r"metrics\.jsonl:1"):
+        read_metrics(tmp_path / "metrics.jsonl")
 
 
 def test_a_row_is_one_line_of_plain_json() -> None:
