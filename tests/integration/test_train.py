@@ -71,7 +71,7 @@ def test_the_real_loop_trains_three_steps(real_run: Path) -> None:
         assert row.entropy_nats >= row.clamped_entropy_nats > 0.0
         assert row.tokens > 0
         assert row.gradient_norm > 0.0
-        assert row.staleness_max <= 1
+        assert row.staleness_max <= 2
     assert len({row.entropy_nats for row in rows}) == 3
 
 
