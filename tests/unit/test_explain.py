@@ -12,7 +12,7 @@ def quickstart(repository: Path) -> Path:
 
 
 def test_the_quickstart_is_told_in_the_one_vocabulary(quickstart: Path) -> None:
-    said = " ".join(explain(load(quickstart, ["run.steps=120"])).split())
+    said = " ".join(explain(load(quickstart, ["run.steps=120", "rollout.max_staleness=1"])).split())
     assert "together 512 prompts" in said
     assert "samples 512: a group of 16 for each prompt" in said
     assert "tokens at most 40,960: 80 in a response" in said
