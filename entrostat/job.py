@@ -19,6 +19,7 @@ from entrostat.config import RunConfig
 from entrostat.directory import RunDirectory
 from entrostat.learner import checkpoint as checkpoints
 from entrostat.protocol.errors import (
+    BadInput,
     CheckpointDamaged,
     ConfigError,
     EntrostatError,
@@ -56,10 +57,12 @@ def begin(
     version = PolicyVersion(branch=0, step=0)
     try:
         return _go(config, directory, prompts, training, version, None, address=address, began=began)
-    finally:
-        # What failed before its first step leaves nothing that would stand in the way of the next try.
+    except (BadInput, Interrupted, KeyboardInterrupt):
+        # What the user can mend, or stopped, before the first step leaves nothing in the way of the next try. After any
+        # other failure the directory stays: its logs say what happened.
         if not read_metrics(directory.metrics):
-            shutil.rmtree(directory.path, ignore_errors=True)
+            shutil.rmtree(directory.path)
+        raise
 
 
 def resume(path: Path, overrides: Sequence[str], *, address: str, began: float) -> int:

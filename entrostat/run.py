@@ -175,24 +175,27 @@ class Run:
     def _warn(self, view: ControllerView, samples: int) -> None:
         """Says what a person should look at, when it begins, not at every step."""
         _, _, unparsable, timeouts, errors = view.statuses
-        found = {
-            f"over {self._config.verifier.alarm_share:.0%} of the verdicts are unparsable, timeout or error (now "
-            f"{unparsable}, {timeouts}, {errors} of {samples}), see entrostat samples": (
-                unparsable + timeouts + errors > self._config.verifier.alarm_share * samples
-            ),
-            "every reward of this step is 0: nothing can be learnt from it": view.reward == 0.0,
-            "the entropy is far above its target: the bonus is off until it falls": view.brake,
-            f"the coefficient has stood at its ceiling for {CEILING_ORDERS} orders and the entropy is still below its "
-            "target: raise entropy.law.ceiling_ratio or balance": view.ceiling_orders >= CEILING_ORDERS,
-            "the entropy could not be measured in some steps; the coefficient stayed as it was": view.frozen_updates
-            > 0,
+        failed, share = unparsable + timeouts + errors, self._config.verifier.alarm_share
+        warnings = {
+            "verdicts": f"{failed} of {samples} verdicts are unparsable ({unparsable}), timeout ({timeouts}) or error "
+            f"({errors}), more than verifier.alarm_share = {share:g}: see entrostat samples {self._directory.path}"
+            if failed > share * samples
+            else "",
+            "rewards": "every reward of this step is 0: nothing can be learnt from it" if view.reward == 0.0 else "",
+            "brake": "the entropy is far above its target: the bonus is off until it falls" if view.brake else "",
+            "ceiling": f"the coefficient has stood at its ceiling for {view.ceiling_orders} orders and the entropy is "
+            "still below its target: raise entropy.law.ceiling_ratio or balance"
+            if view.ceiling_orders >= CEILING_ORDERS
+            else "",
+            "frozen": "the entropy of a step could not be used; the coefficient stayed as it was"
+            if view.frozen_updates
+            else "",
         }
-        now = {text.split("(")[0] for text, wrong in found.items() if wrong}
-        for text, wrong in found.items():
-            if wrong and text.split("(")[0] not in self._noted:
+        for name, text in warnings.items():
+            if text and name not in self._noted:
                 self._screen.say(f"warning: {text}")
                 log.warning("step %s: %s", view.version, text)
-        self._noted = frozenset(now)
+        self._noted = frozenset(name for name, text in warnings.items() if text)
 
     def _show(self, row: MetricsRow) -> None:
         for sink in self._sinks:
