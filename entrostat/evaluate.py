@@ -155,7 +155,7 @@ def show(console: Console, model: str, row: EvaluationRow) -> None:
     for level in row.levels:
         name = level.level if level.trained else f"{level.level} (not trained on)"
         table.add_row(name, str(level.prompts), f"{level.pass_at_1:.3f}", _share(level.pass_at_8))
-    table.add_row("together", str(row.prompts), f"{row.pass_at_1:.3f}", _share(row.pass_at_8), style="bold")
+    table.add_row("trained levels", str(row.prompts), f"{row.pass_at_1:.3f}", _share(row.pass_at_8), style="bold")
     console.print(table)
     console.print(f"{row.mean_tokens:.1f} tokens a response, {row.entropy_nats:.4f} nats a token, {row.seconds:.1f} s")
 

@@ -50,6 +50,6 @@ def show(console: Console, step: int, records: list[SampleRecord]) -> None:
         )
         title = Text(f"{record.level} · {record.name}")
         colour = colours.get(record.status, "yellow")
-        console.print(Panel(body, title=title, subtitle=Text(foot), border_style=colour))
-        console.print(Text(verdict, style=colour))
+        console.print(Panel(body, title=title, subtitle=Text(verdict, style=colour), border_style=colour))
+        console.print(Text(foot, style="dim"), soft_wrap=True)
     console.print(f"{len(records)} samples of step {step}")
