@@ -18,6 +18,8 @@ class MathVerifier:
     def verify(self, prompt: Prompt, text: str) -> Verdict:
         """What `text` is worth; may take forever, as sympy evaluates what it reads.
 
+        Whatever the library fails by is raised, so that it is not taken for a wrong answer.
+
         Raises:
             ValueError: the prompt's own answer can't be read, so that nothing could ever be right.
         """
@@ -27,7 +29,7 @@ class MathVerifier:
         found = _parse(text)
         if not found:
             return Verdict(reward=0.0, status="unparsable", seconds=0.0, detail="no mathematical answer")
-        if math_verify.verify(list(expected), found, timeout_seconds=0):
+        if math_verify.verify(list(expected), found, timeout_seconds=0, raise_on_error=True):
             return Verdict(reward=1.0, status="correct", seconds=0.0)
         return Verdict(reward=0.0, status="wrong", seconds=0.0)
 
@@ -40,5 +42,5 @@ def _expected(answer: str) -> tuple[Any, ...]:
 
 
 def _parse(text: str) -> list[Any]:
-    parsed: list[Any] = math_verify.parse(text, parsing_timeout=0)
+    parsed: list[Any] = math_verify.parse(text, parsing_timeout=0, raise_on_error=True)
     return parsed

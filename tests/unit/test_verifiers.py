@@ -101,6 +101,21 @@ def test_an_expected_answer_that_cannot_be_read_is_an_error_and_not_a_wrong_answ
     assert "the answer of p:1 can't be read" in verdict.detail
 
 
+@pytest.mark.parametrize("place", ["math_verify.parser.extract_target_from_pred", "math_verify.grader.sympy_expr_eq"])
+def test_a_library_that_fails_over_an_answer_is_an_error_and_not_a_wrong_answer(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    judge = Judge([SUMS, MATHS])
+    assert judge.verify(problem("81"), "\\boxed{3^4}").status == "correct"
+    monkeypatch.setattr(place, out_of_memory)
+    verdict = judge.verify(problem("81"), "\\boxed{3^4}")
+    assert (verdict.reward, verdict.status) == (0.0, "error")
+    assert "MemoryError" in verdict.detail
+
+
 def test_real_answers_are_right_and_others_wrong(test_data: Path) -> None:
     task = Jsonl(path=str(test_data / "gsm8k_test.jsonl"), answer_after="####", limit=100)
     judge = Judge([task])
