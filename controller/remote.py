@@ -41,7 +41,6 @@ from entrostat.protocol.settings import Stations
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
-CEILING_ALERT_ORDERS = 10
 
 
 class RemoteMethod(Protocol):
@@ -148,7 +147,6 @@ class ControllerActor:
         """A `StepReport` in, a `ControllerView` out."""
         report = wire.decode(frame, StepReport)
         controller, _, telemetry = self._running()
-        frozen = controller.reading.frozen
         self._apply(StepReported(report=report, at=time.monotonic()))
         if controller.version != report.version:
             log.warning(
@@ -159,14 +157,6 @@ class ControllerActor:
             )
         view = controller.view()
         telemetry.law(view, report)
-        if view.frozen_updates > frozen:
-            log.warning("step %s: the entropy could not be used, the coefficient stays as it is", report.version)
-        if view.ceiling_orders == CEILING_ALERT_ORDERS:
-            log.warning(
-                "the coefficient has stood at its ceiling for %d orders and the entropy is still below its target: "
-                "raise entropy.law.ceiling_ratio or calibrate entropy.law.balance",
-                CEILING_ALERT_ORDERS,
-            )
         return wire.encode(view)
 
     async def missing(self, frame: UInt8) -> None:

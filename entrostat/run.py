@@ -2,18 +2,17 @@
 
 import contextlib
 import logging
-import signal
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
 from entrostat import summary as summaries
+from entrostat.alarms import Alarms
 from entrostat.cluster import Cluster, Evaluation
 from entrostat.config import RunConfig
 from entrostat.directory import RunDirectory, RunInfo
+from entrostat.interrupt import Interrupt
 from entrostat.learner import checkpoint as checkpoints
 from entrostat.protocol.errors import Interrupted, Stalled, StationLost
 from entrostat.protocol.messages import ControllerView, EvaluationRequest, GroupsMissing, PolicyVersion, Prompt
@@ -28,32 +27,6 @@ POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 5.0  # a shorter wait is no news
 MEMORY_EVERY_STEPS = 5
 EVALUATION_SECONDS = 3600.0
-CEILING_ORDERS = 10  # in a row: then a person should know
-
-
-class Interrupt:
-    """The user's wish to stop: the first signal is noted, the second stops at once."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.asked = False
-        self._say = say
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Takes SIGINT and SIGTERM over for as long as the run goes."""
-        earlier = {number: signal.signal(number, self._noted) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in earlier.items():
-                signal.signal(number, handler)
-
-    def _noted(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        self._say("stopping after this step, and saving; once more stops at once")
 
 
 class Run:
@@ -92,8 +65,8 @@ class Run:
         self._version = version
         self._began = began
         self._interrupt = Interrupt(screen.say)
-        self._since = time.monotonic()  # the last step, or whatever moved last
-        self._noted: frozenset[str] = frozenset()
+        self._since = self._last_step_ended = time.monotonic()  # the last step, or whatever moved last
+        self._alarms = Alarms(config.verifier.alarm_share)
         self._evaluation: Evaluation | None = None
         self._first_step_seconds = 0.0
         self._memory_gib = 0.0
@@ -120,6 +93,7 @@ class Run:
     def _start(self) -> None:
         self._screen.waiting("starting vLLM, the learner and the controller")
         self._cluster.start()
+        self._alarms = Alarms(self._config.verifier.alarm_share, self._cluster.controller_view().frozen_updates)
         host, port = self._cluster.endpoints()
         self._directory.write_info(
             RunInfo(
@@ -158,6 +132,7 @@ class Run:
             self._first_step_seconds = time.time() - self._began
         if self._version.step % MEMORY_EVERY_STEPS == 1:
             self._memory_gib = memory_gib()
+        samples = len(order.groups) * self._config.rollout.samples_per_prompt
         row = metrics_row(
             outcome.report,
             view,
@@ -165,37 +140,17 @@ class Run:
             unix_seconds=time.time(),
             step_seconds=step_seconds,
             coefficient=order.coefficient,
-            samples=len(order.groups) * self._config.rollout.samples_per_prompt,
+            samples=samples,
             memory_gib=self._memory_gib,
         )
         self._show(row)
-        self._warn(view, len(order.groups) * self._config.rollout.samples_per_prompt)
+        self._warn(view, samples)
         self._keep(row.step)
 
     def _warn(self, view: ControllerView, samples: int) -> None:
-        """Says what a person should look at, when it begins, not at every step."""
-        _, _, unparsable, timeouts, errors = view.statuses
-        failed, share = unparsable + timeouts + errors, self._config.verifier.alarm_share
-        warnings = {
-            "verdicts": f"{failed} of {samples} verdicts are unparsable ({unparsable}), timeout ({timeouts}) or error "
-            f"({errors}), more than verifier.alarm_share = {share:g}: see entrostat samples {self._directory.path}"
-            if failed > share * samples
-            else "",
-            "rewards": "every reward of this step is 0: nothing can be learnt from it" if view.reward == 0.0 else "",
-            "brake": "the entropy is far above its target: the bonus is off until it falls" if view.brake else "",
-            "ceiling": f"the coefficient has stood at its ceiling for {view.ceiling_orders} orders and the entropy is "
-            "still below its target: raise entropy.law.ceiling_ratio or balance"
-            if view.ceiling_orders >= CEILING_ORDERS
-            else "",
-            "frozen": "the entropy of a step could not be used; the coefficient stayed as it was"
-            if view.frozen_updates
-            else "",
-        }
-        for name, text in warnings.items():
-            if text and name not in self._noted:
-                self._screen.say(f"warning: {text}")
-                log.warning("step %s: %s", view.version, text)
-        self._noted = frozenset(name for name, text in warnings.items() if text)
+        for text in self._alarms.begun(view, samples):
+            self._screen.say(f"warning: {text}")
+            log.warning("step %s: %s", view.version, text)
 
     def _show(self, row: MetricsRow) -> None:
         for sink in self._sinks:
