@@ -87,13 +87,9 @@ def create(path: Path, config: str, *, keep_earlier: bool) -> RunDirectory:
     Raises:
         RunDirectoryError: the path exists, or can't be written.
     """
-    if path.exists():
-        if not keep_earlier:
-            raise RunDirectoryError(
-                f"{path} exists already: go on with it (entrostat train --resume {path}), "
-                "choose another (--run DIR), or keep it under another name (--keep-earlier)"
-            )
+    if keep_earlier and path.exists():
         keep(path)
+    check_free(path)
     fresh = path.with_name(f".{path.name}.new")
     try:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -105,6 +101,19 @@ def create(path: Path, config: str, *, keep_earlier: bool) -> RunDirectory:
             f"the run directory {path} can't be made: {error.strerror}; choose another with --run DIR"
         ) from error
     return RunDirectory(path)
+
+
+def check_free(path: Path) -> None:
+    """Sees that there is nothing where a run is to go.
+
+    Raises:
+        RunDirectoryError: the path exists.
+    """
+    if path.exists():
+        raise RunDirectoryError(
+            f"{path} exists already: go on with it (entrostat train --resume {path}), "
+            "choose another (--run DIR), or keep it under another name (--keep-earlier)"
+        )
 
 
 def keep(path: Path) -> Path:

@@ -14,17 +14,17 @@ from entrostat import directory as directories
 from entrostat import preflight, sinks
 from entrostat.actors.tasks.load import load_prompts
 from entrostat.actors.tokenizer import HuggingFaceTokenizer
-from entrostat.cluster import Cluster, check_address
+from entrostat.cluster import Cluster
 from entrostat.config import RunConfig
 from entrostat.directory import RunDirectory
 from entrostat.learner import checkpoint as checkpoints
+from entrostat.placement import check_address
 from entrostat.protocol.errors import (
     BadInput,
     CheckpointDamaged,
     ConfigError,
     EntrostatError,
     Interrupted,
-    RunDirectoryError,
 )
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import PolicyVersion, PromptSet
@@ -46,11 +46,8 @@ def begin(
     """
     config = configs.load(path, overrides)
     target = (run or Path(config.run.directory) / config.run.name).resolve()
-    if target.exists() and not keep_earlier:
-        raise RunDirectoryError(
-            f"{target} exists already: go on with it (entrostat train --resume {target}), "
-            "choose another (--run DIR), or keep it under another name (--keep-earlier)"
-        )
+    if not keep_earlier:
+        directories.check_free(target)
     check_address(address)
     config, prompts, training = prepare(config, target)
     directory = directories.create(target, configs.effective_toml(config), keep_earlier=keep_earlier)

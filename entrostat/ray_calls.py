@@ -1,0 +1,86 @@
+"""What the driver asks of Ray: a cluster, an actor on it, an answer with a deadline."""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from entrostat.protocol.arrays import UInt8
+from entrostat.protocol.errors import EntrostatError, Stalled, StationLost
+
+log = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 1 << 30
+
+
+def connect(address: str, cpus: int) -> None:
+    """Joins the cluster at `address`; "local" starts one on this machine, with at least so many of Ray's CPUs."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        # A station waits more than it computes: Ray's count of CPUs must not keep an actor from being placed.
+        options |= {"num_cpus": max(cpus, os.cpu_count() or 1), "object_store_memory": OBJECT_STORE_BYTES}
+    ray.init(address=address, **options)
+
+
+def gpus() -> float:
+    """How many the cluster has."""
+    return float(ray.cluster_resources().get("GPU", 0.0))
+
+
+def share(frame: UInt8) -> Any:
+    """A reference that stands for the frame in calls, so that it travels to each machine once."""
+    return ray.put(frame)
+
+
+def remote(station: type, *, cpus: float = 0, gpus: float = 0, max_concurrency: int | None = None) -> Any:
+    """The station as a Ray actor's class; Ray never restarts it by itself."""
+    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0}
+    if max_concurrency is not None:
+        options["max_concurrency"] = max_concurrency
+    return ray.remote(**options)(station)
+
+
+def done(reference: Any, seconds: float = 0.0) -> bool:
+    """Whether a call's answer is there, waiting at most `seconds` for it."""
+    return bool(ray.wait([reference], timeout=max(0.0, seconds))[0])
+
+
+def answer(reference: Any, who: str, seconds: float) -> Any:
+    """A call's answer; an error of ours on the other side is raised here as itself.
+
+    Raises:
+        StationLost: `who` died.
+        Stalled: the answer could not be read in time.
+    """
+    try:
+        return ray.get(reference, timeout=seconds)
+    except RayTaskError as error:
+        if isinstance(error.cause, EntrostatError):
+            raise error.cause from None
+        raise
+    except RayActorError as error:
+        raise StationLost(f"{who} died: {first_sentence(str(error))}") from error
+    except GetTimeoutError as error:
+        raise Stalled(f"the answer of {who} could not be read within {seconds:.0f} s") from error
+
+
+def stop(stations: Sequence[Any], seconds: float) -> None:
+    """Asks the actors to stop, waits so long, and leaves the cluster. Never raises: it also follows failures."""
+    try:
+        ray.wait([station.stop.remote() for station in stations], num_returns=len(stations), timeout=seconds)
+    except RayError as error:
+        log.warning("a station did not stop by itself: %s", error)
+    ray.shutdown()
+
+
+def first_sentence(text: str) -> str:
+    """What Ray says of a death, without its advice and tables."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = next(
+        (line for line in lines if "cause" in line.lower() or "died" in line.lower()), lines[0] if lines else ""
+    )
+    return told[:300]

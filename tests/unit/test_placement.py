@@ -1,0 +1,35 @@
+"""How a cluster's GPUs are shared out."""
+
+from pathlib import Path
+
+import pytest
+
+from entrostat.config import load, stations
+from entrostat.placement import gpu_shares
+from entrostat.protocol.errors import ResourceError
+from entrostat.protocol.settings import Stations
+
+
+def run_of(repository: Path, file: str, *overrides: str) -> Stations:
+    return stations(load(repository / "deploy/runs" / file, overrides), "/nowhere")
+
+
+def test_the_one_gpu_example_shares_one(repository: Path) -> None:
+    assert gpu_shares(run_of(repository, "gsm8k-qwen3-0.6b.toml"), 1.0) == (0.5, 0.5)
+
+
+def test_what_computes_on_a_cpu_takes_none(repository: Path) -> None:
+    assert gpu_shares(run_of(repository, "quickstart.toml"), 8.0) == (0.0, 0.0)
+    assert gpu_shares(run_of(repository, "simulated.toml", "learner.device=auto"), 8.0) == (1.0, 0.0)
+
+
+def test_without_gpus_nobody_asks_for_one(repository: Path) -> None:
+    assert gpu_shares(run_of(repository, "gsm8k-qwen3-0.6b.toml"), 0.0) == (0.0, 0.0)
+
+
+def test_more_than_there_is_is_refused_with_what_was_asked_for(repository: Path) -> None:
+    run = run_of(
+        repository, "gsm8k-qwen3-0.6b.toml", "rollout.actors=3", "learner.transport=shared_memory", "learner.gpus=1"
+    )
+    with pytest.raises(ResourceError, match=r"the learner \(1\) and 3 rollout actors \(0.5 each\) ask for 2.5 GPUs"):
+        gpu_shares(run, 2.0)
