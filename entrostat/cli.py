@@ -5,6 +5,7 @@
 
 import argparse
 import io
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from entrostat import __version__
 from entrostat.protocol.errors import EntrostatError, RunDirectoryError
+
+log = logging.getLogger(__name__)
 
 EPILOG = """\
 A first run:           entrostat train deploy/runs/quickstart.toml
@@ -34,9 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"entrostat: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"entrostat: {where}{error.strerror or error}: expected to be able to use it", file=sys.stderr)
-        return 2
+        if error.filename:
+            print(f"entrostat: {error.filename}: {error.strerror}: expected to be able to use it", file=sys.stderr)
+            return 2
+        log.exception("the command failed")  # where, for the run's log
+        print(f"entrostat: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("entrostat: stopped at once; a checkpoint that was there stays", file=sys.stderr)
         return 130
