@@ -3,20 +3,19 @@
 import threading
 from collections import Counter, deque
 from concurrent.futures import Future
-from typing import get_args
 
 import msgspec
 
-from entrostat.actors.group import Verdicts, split, surprise
+from entrostat.actors.group import Verdicts, responses, surprise
 from entrostat.actors.seams import Seams
 from entrostat.protocol.errors import EntrostatError, Stalled
 from entrostat.protocol.messages import (
+    STATUSES,
     EvaluationRequest,
     EvaluationResult,
     PolicyVersion,
     Prompt,
     Samples,
-    Status,
     Verdict,
 )
 from entrostat.protocol.ports import Completion, SampleRequest
@@ -75,7 +74,7 @@ class Evaluation:
         """What came of it."""
         verdicts = [found.all() for found in self._verdicts]
         counts = Counter(verdict.status for found in verdicts for verdict in found)
-        correct, wrong, unparsable, timeout, error = (counts[status] for status in get_args(Status))
+        correct, wrong, unparsable, timeout, error = (counts[status] for status in STATUSES)
         tokens = sum(int(samples.lengths.sum()) for samples in self._samples.values())
         return EvaluationResult(
             version=version,
@@ -177,7 +176,7 @@ class Evaluations:
             return False
         self._current.sampled(number, completion.samples)
         prompt = self._current.request.prompts[number]
-        for index, tokens in enumerate(split(completion.samples)):
+        for index, tokens in enumerate(responses(completion.samples)):
             ticket = EvaluationTicket(self._serial, number, index)
             self._seams.verifiers.submit(ticket, prompt, self._seams.tokenizer.decode(tokens))
         return True

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from entrostat.protocol.arrays import Int32
+from entrostat.protocol.arrays import Int32, split
 from entrostat.protocol.messages import (
     FINISHED_LENGTH,
     Group,
@@ -55,9 +55,9 @@ class HeldLease(msgspec.Struct, kw_only=True):
     group: Group | None = None  # once it is judged
 
 
-def split(samples: Samples) -> list[Int32]:
+def responses(samples: Samples) -> list[Int32]:
     """The response tokens of each sample, `[length] int32`, `G` of them."""
-    return np.split(samples.tokens, np.cumsum(samples.lengths)[:-1])
+    return split(samples.tokens, samples.lengths)
 
 
 def surprise(samples: Sequence[Samples]) -> Moments:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from entrostat.protocol.arrays import Float32, Int32
+from entrostat.protocol.arrays import Float32, Int32, split
 from entrostat.protocol.messages import Probe
 
 
@@ -36,7 +36,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
 
 def sequences(probe: Probe) -> list[Int32]:
     """The probe's sequences, `[n] int32` each."""
-    return [np.asarray(piece, np.int32) for piece in np.split(probe.tokens, np.cumsum(probe.lengths)[:-1])]
+    return split(probe.tokens, probe.lengths)
 
 
 def judge(measured: Sequence[Float32], probe: Probe, receipt: Receipt) -> Judgement:

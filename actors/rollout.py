@@ -11,7 +11,7 @@ from concurrent.futures import Future
 import msgspec
 
 from entrostat.actors.evaluation import Evaluations, EvaluationTicket
-from entrostat.actors.group import HeldLease, Verdicts, report_of, split
+from entrostat.actors.group import HeldLease, Verdicts, report_of, responses
 from entrostat.actors.pulses import Pulses
 from entrostat.actors.seams import Seams
 from entrostat.actors.updates import Updates
@@ -219,7 +219,7 @@ class RolloutWorker:
             samples=samples,
             seconds=self._seams.clock() - held.submitted_at,
         )
-        for index, tokens in enumerate(split(samples)):
+        for index, tokens in enumerate(responses(samples)):
             text = self._seams.tokenizer.decode(tokens)
             self._seams.verifiers.submit(LeaseTicket(held.lease.id, index), held.prompt, text)
 

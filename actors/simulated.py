@@ -159,9 +159,8 @@ class SimulatedEngine:
     def _response(self, request: SampleRequest, random: np.random.Generator, version: PolicyVersion) -> Int32:
         """Some of the prompt's own tokens as a thought, then the answer, right or not; `[length] int32`."""
         right = random.random() < self.skill(version)
-        answer = (
-            request.prompt.answer if right else "?"
-        )  # a wrong number may hold the right digits, for part of the reward
+        # Not a wrong number: it might hold the right digits, which the scorer pays a part for.
+        answer = request.prompt.answer if right else "?"
         thought = random.choice(request.prompt_tokens, random.integers(1, LONGEST_THOUGHT_TOKENS))
         tokens: Int32 = np.concatenate([thought, self._tokenizer.encode(f"<answer>{answer}</answer>")])
         return tokens

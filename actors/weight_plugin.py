@@ -79,7 +79,7 @@ class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM is not typ
 
 
 @dataclass
-class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
+class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]  # vLLM is not typed
     """`update_info`'s values, as vLLM hands them to `receive_weights`."""
 
     version: str
@@ -90,7 +90,7 @@ class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     keep: list[str] = field(default_factory=list)
 
 
-class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
+class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]  # vLLM is not typed
     """Maps flat buffers and loads the model from them, layer by layer."""
 
     init_info_cls = InitInfo

@@ -3,14 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 from functools import reduce
-from typing import get_args
 
 import msgspec
 
-from entrostat.protocol.messages import GroupReport, Status
+from entrostat.protocol.messages import STATUSES, GroupReport
 from entrostat.protocol.moments import Moments
-
-STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 class OrderSummary(msgspec.Struct, frozen=True, kw_only=True):

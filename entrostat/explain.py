@@ -10,6 +10,7 @@ from typing import TypeAlias
 from entrostat.actors.tasks.jsonl import count_rows
 from entrostat.config import RunConfig
 from entrostat.contradictions import ModelFacts, model_facts, prompt_count
+from entrostat.preflight import VERSIONS_IN_MEMORY
 from entrostat.protocol.settings import (
     AnchoredLaw,
     BandLaw,
@@ -30,7 +31,6 @@ BYTES = {"float32": 4, "bfloat16": 2}
 # Of one parameter in training. float32: the weight, its gradient, AdamW's two moments; bfloat16: the weight, and its
 # master, the master's gradient and the moments in float32.
 TRAINED_BYTES = {"float32": 4 + 4 + 8, "bfloat16": 2 + 4 + 4 + 8}
-VERSIONS_IN_MEMORY = 3  # two that actors may still load, one in the making
 SHARED_GPU_SHARE = 0.8  # of its memory: an engine that takes more leaves a learner beside it nothing
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from entrostat.directory import write_atomically
 from entrostat.protocol.errors import BadInput
+from entrostat.protocol.messages import PhaseSeconds
 from entrostat.rows import EvaluationRow, MetricsRow, read_evaluations, read_metrics
 from entrostat.screen import duration
 from entrostat.summary import Summary, sentences
@@ -22,7 +23,7 @@ matplotlib.use("Agg")
 
 SMOOTH_STEPS = 10
 COLOURS = {"reward": "#2a6f97", "full": "#9a9a9a", "clamped": "#c1121f", "target": "#1b4332", "coefficient": "#6a4c93"}
-PHASES = ("wait", "fetch", "forward_backward", "optimizer", "publish")
+PHASES = PhaseSeconds.__struct_fields__
 
 
 def write_report(directory: Path) -> Path:

@@ -4,7 +4,7 @@ Axes: `G` samples of a prompt · `T` response tokens of all of a group's samples
 Unless said otherwise numbers are in nats, seconds and tokens. A later message wraps an earlier one and adds to it.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -85,6 +85,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 Status = Literal["correct", "wrong", "unparsable", "timeout", "error"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag=True):

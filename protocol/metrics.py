@@ -17,16 +17,16 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from entrostat.protocol.errors import ResourceError
+from entrostat.protocol.messages import STATUSES, PhaseSeconds
 
 # A counter's `_created` series are noise in every query.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves this one untyped
 
 Station = Literal["rollout", "controller", "learner", "buffer"]
 
-STATUSES = ("correct", "wrong", "unparsable", "timeout", "error")
 OUTCOMES = ("trained", "expired", "stale", "lost", "rewound")
 ESTIMATORS = ("full", "clamped", "sampled")
-PHASES = ("wait", "fetch", "forward_backward", "optimizer", "publish")
+PHASES = PhaseSeconds.__struct_fields__
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
