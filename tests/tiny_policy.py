@@ -1,12 +1,15 @@
 """A policy of a few thousand random weights, and orders to train it on, made in a moment."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from entrostat.learner.policy import Policy, load_policy
 from entrostat.protocol.messages import (
     Group,
     Lease,
@@ -33,30 +36,73 @@ WORDS = ("<pad>", "<eos>", "<unk>", *"0123456789+-=", *"abcdefghijklmnop")
 PROMPTS = ("1 + 2 =", "3 + 4 =", "5 - 1 + 2 =", "9 - 8 =")
 
 
-def make_policy(folder: Path, *, dtype: torch.dtype = torch.float32, tied: bool = True) -> Path:
-    """A Qwen3 of two layers with a tokenizer of single words, saved in Hugging Face form."""
+def make_policy(
+    folder: Path,
+    *,
+    words: Sequence[str] = WORDS,
+    width: int = 32,
+    context: int = 128,
+    spread: float = 0.3,
+    dtype: torch.dtype = torch.float32,
+    tied: bool = True,
+) -> Path:
+    """A Qwen3 of two layers with a tokenizer of single words, saved in Hugging Face form.
+
+    The first three words pad, end and stand for the unknown; `spread` is the standard deviation of the weights.
+    """
     torch.manual_seed(1)
     config = Qwen3Config(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        intermediate_size=48,
+        vocab_size=len(words),
+        hidden_size=width,
+        intermediate_size=3 * width // 2,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=128,
+        head_dim=width // 2,
+        max_position_embeddings=context,
         tie_word_embeddings=tied,
-        initializer_range=0.3,
+        initializer_range=spread,
         eos_token_id=1,
         pad_token_id=0,
         bos_token_id=None,
     )
     Qwen3ForCausalLM(config).to(dtype).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
-    fast.save_pretrained(folder)
+    _save_tokenizer(folder, words)
     return folder
+
+
+def make_one_layer(folder: Path, architecture: Any, **changes: object) -> Path:
+    """One narrow layer of another architecture with the same tokenizer, saved in Hugging Face form."""
+    torch.manual_seed(0)
+    sizes: dict[str, object] = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    }
+    architecture(architecture.config_class(**(sizes | changes))).save_pretrained(folder)
+    _save_tokenizer(folder, WORDS)
+    return folder
+
+
+def _save_tokenizer(folder: Path, words: Sequence[str]) -> None:
+    pad, eos, unk = words[:3]
+    known = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=unk))
+    known.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=known, pad_token=pad, eos_token=eos, unk_token=unk).save_pretrained(folder)
+
+
+def loaded(folder: Path, *, dtype: str = "float32", gradient_checkpointing: bool = False) -> Policy:
+    """The policy in `folder` as the learner loads it, on the CPU; `float64` makes it exact once it is loaded."""
+    settings = ModelSettings(path=str(folder), dtype="bfloat16" if dtype == "bfloat16" else "float32")
+    device = torch.device("cpu")
+    policy = load_policy(settings, source=str(folder), device=device, gradient_checkpointing=gradient_checkpointing)
+    if dtype == "float64":
+        policy.model.double()
+    return policy
 
 
 def make_prompts() -> PromptSet:

@@ -8,8 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from entrostat.actors.engine import VllmEngine
 from entrostat.learner.probe import make_probe
@@ -19,6 +18,7 @@ from entrostat.protocol.errors import TaskError, WeightsRefused
 from entrostat.protocol.messages import FINISHED_LENGTH, PolicyVersion, Prompt, Samples, SharedFile, WeightsManifest
 from entrostat.protocol.ports import SampleRequest
 from entrostat.protocol.settings import ModelSettings, VllmSettings
+from tests.tiny_policy import make_policy
 
 # vLLM's own; its imports use what torch calls deprecated.
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")]
@@ -36,7 +36,8 @@ class Policy:
     """The trainer's side: weights, what they compute, and their publishing."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = _make(folder)
+        words = [str(token) for token in range(VOCABULARY)]
+        self.path = make_policy(folder / "policy", words=words, width=64, context=CONTEXT, spread=0.2)
         self.model: Any = Qwen3ForCausalLM.from_pretrained(self.path, dtype=torch.float32).eval()
         self.publisher = SharedMemoryPublisher("engine-test", root=folder)
         self._step = -1
@@ -74,31 +75,6 @@ class Policy:
         ):
             expected = self.logprobs(np.concatenate([prompt, tokens]), temperature)[len(prompt) - 1 :]
             np.testing.assert_allclose(drawn[:first], expected[:first], atol=TOLERANCE_NATS, rtol=0)
-
-
-def _make(folder: Path) -> Path:
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-        eos_token_id=1,
-        pad_token_id=0,
-        bos_token_id=None,
-    )
-    path = folder / "policy"
-    Qwen3ForCausalLM(config).save_pretrained(path)
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token="2"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="1", unk_token="2").save_pretrained(path)
-    return path
 
 
 def request(

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -38,6 +40,23 @@ def train(folder: Path, *arguments: str) -> str:
     done = entrostat(folder, "train", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@contextmanager
+def under_way(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """A simulated run in `folder/run` that has made three steps; it is killed where the test leaves it running."""
+    with subprocess.Popen(
+        command("train", *arguments), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while len(read_metrics(folder / "run/metrics.jsonl")) < 3:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -167,15 +186,7 @@ def test_a_sink_gets_the_same_numbers(repository: Path, tmp_path: Path, monkeypa
 
 def test_ctrl_c_saves_and_the_run_goes_on(repository: Path, tmp_path: Path) -> None:
     config = str(repository / "deploy/runs/simulated.toml")
-    arguments = ["train", config, "--run", "run", "--set", "run.steps=500"]
-    with subprocess.Popen(
-        command(*arguments), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while len(read_metrics(tmp_path / "run/metrics.jsonl")) < 3:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    with under_way(tmp_path, config, "--run", "run", "--set", "run.steps=500") as process:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
         assert process.returncode == 130, said
@@ -192,15 +203,7 @@ def test_a_killed_actor_is_replaced_and_training_goes_on(repository: Path, tmp_p
     config = str(repository / "deploy/runs/simulated.toml")
     # With two actors training goes on meanwhile, and the replacement must get the weights of now.
     settings = ["run.steps=30", "evaluation.tasks=[]", "rollout.lease_seconds=3", "rollout.actors=2"]
-    arguments = ["train", config, "--run", "run", *sets(settings)]
-    with subprocess.Popen(
-        command(*arguments), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while len(read_metrics(tmp_path / "run/metrics.jsonl")) < 3:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+    with under_way(tmp_path, config, "--run", "run", *sets(settings)) as process:
         below = psutil.Process(process.pid).children(recursive=True)
         actors = [one for one in below if one.name().startswith("ray::RolloutAct")]
         assert len(actors) == 2

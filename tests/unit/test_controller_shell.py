@@ -16,35 +16,13 @@ from entrostat.controller.state import ControllerSnapshot
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import CheckpointDamaged, ResourceError, StationLost, TaskError, WireError
-from entrostat.protocol.messages import (
-    ControllerView,
-    GroupReport,
-    GroupsMissing,
-    Lease,
-    PhaseSeconds,
-    PolicyVersion,
-    Probe,
-    Pulse,
-    PulseReply,
-    SharedFile,
-    StepReport,
-    TrainOrder,
-    WeightsManifest,
-)
-from entrostat.protocol.moments import Moments
-from entrostat.protocol.settings import (
-    BatchSettings,
-    EntropySettings,
-    FixedLaw,
-    LawSettings,
-    LearnerSettings,
-    ModelSettings,
-    RolloutSettings,
-    SimulatedSettings,
-    Stations,
-    ThermostatLaw,
-    VerifierSettings,
-)
+from entrostat.protocol.messages import ControllerView, GroupReport, GroupsMissing, Pulse, PulseReply, TrainOrder
+from entrostat.protocol.settings import FixedLaw, LawSettings, ThermostatLaw
+from tests.made_messages import group_of, manifest, run_of, step_of, version
+
+START = version(0)
+FIXED = FixedLaw()
+Made = Callable[..., Awaitable[ControllerActor]]
 
 
 class Discards:
@@ -58,28 +36,9 @@ class Discards:
         self.leases += leases
 
 
-def run_of(directory: Path, lease_seconds: float = 60.0, *, port: int = 0, law: LawSettings | None = None) -> Stations:
-    return Stations(
-        run="test",
-        directory=str(directory),
-        seed=5,
-        total_steps=100,
-        model=ModelSettings(path="none"),
-        tasks=(),
-        evaluation_tasks=(),
-        batch=BatchSettings(prompts=2),
-        rollout=RolloutSettings(engine=SimulatedSettings(), samples_per_prompt=2, lease_seconds=lease_seconds),
-        verifier=VerifierSettings(),
-        entropy=EntropySettings(law=law or FixedLaw()),
-        learner=LearnerSettings(),
-        metrics_host="127.0.0.1",
-        metrics_port=port,
-        samples_per_step=0,
-    )
-
-
-START = PolicyVersion(branch=0, step=0)
-Made = Callable[..., Awaitable[ControllerActor]]
+def run_frame(directory: Path, *, lease_seconds: float = 60.0, port: int = 0, law: LawSettings = FIXED) -> UInt8:
+    """The settings as they reach the controller."""
+    return wire.encode(run_of(directory=str(directory), lease_seconds=lease_seconds, port=port, law=law))
 
 
 @pytest.fixture
@@ -98,7 +57,7 @@ def made(tmp_path: Path, logs: None) -> Iterator[Made]:
     actors: list[ControllerActor] = []
 
     async def make(buffer: Discards | None = None, *, lease_seconds: float = 60.0) -> ControllerActor:
-        settings = wire.encode(run_of(tmp_path, lease_seconds))
+        settings = run_frame(tmp_path, lease_seconds=lease_seconds)
         actors.append(ControllerActor(settings, ["easy"] * 10, buffer or Discards()))
         await actors[-1].start()
         return actors[-1]
@@ -114,45 +73,6 @@ def pulse(room: int = 0, reports: tuple[GroupReport, ...] = ()) -> UInt8:
 
 async def replied(answer: Awaitable[UInt8]) -> PulseReply:
     return wire.decode(await answer, PulseReply)
-
-
-def group_of(lease: Lease) -> GroupReport:
-    return GroupReport(
-        lease_id=lease.id,
-        prompt_id=lease.prompt_id,
-        slot=0,
-        incarnation=1,
-        started=START,
-        rewards=(1.0, 0.0),
-        statuses=("correct", "wrong"),
-        lengths=(3, 3),
-        surprise=Moments(count=6, mean=0.2),
-        truncated=0,
-    )
-
-
-def step_of(order: TrainOrder) -> StepReport:
-    return StepReport(
-        measured=order.version,
-        version=PolicyVersion(branch=0, step=order.version.step + 1),
-        entropy=0.3,
-        clamped_entropy=0.2,
-        clamped_mass=0.0,
-        response_tokens=12,
-        policy_tokens=12,
-        loss=0.0,
-        policy_loss=0.0,
-        entropy_bonus=0.0,
-        kl_nats=0.0,
-        gradient_norm=1.0,
-        learning_rate=1e-4,
-        clip_share=0.0,
-        truncated_weight_share=0.0,
-        drift_mean=0.0,
-        drift_max=0.0,
-        padding_share=0.0,
-        phases=PhaseSeconds(wait=0.0, fetch=0.0, forward_backward=0.0, optimizer=0.0, publish=0.0),
-    )
 
 
 def read(port: int, path: str) -> str:
@@ -231,26 +151,9 @@ def test_a_ticker_that_failed_fails_the_next_call(made: Made) -> None:
 
 
 def test_published_weights_are_offered_and_lost_groups_give_the_order_up(made: Made) -> None:
-    nothing = np.zeros(0, np.int32)
-    probe = Probe(
-        tokens=nothing,
-        lengths=nothing,
-        logprobs=np.zeros(0, np.float32),
-        previous=np.zeros(0, np.float32),
-        tolerance=1e-4,
-    )
-    manifest = WeightsManifest(
-        version=PolicyVersion(branch=0, step=1),
-        tensors=(),
-        bytes=0,
-        checksum=0,
-        location=SharedFile(host="here", path="/nowhere"),
-        probe=probe,
-    )
-
     async def play() -> None:
         actor = await made()
-        await actor.publish(wire.encode(manifest))
+        await actor.publish(wire.encode(manifest(1)))
         reply = await replied(actor.pulse(pulse(room=2)))
         assert reply.manifest is not None
         assert reply.manifest.version.step == 1
@@ -308,10 +211,10 @@ def test_metrics_and_targets_are_served(made: Made) -> None:
 def test_what_can_fail_fails_in_start_and_with_its_name(made: Made, tmp_path: Path) -> None:
     async def play() -> None:
         actor = await made()
-        taken = wire.encode(run_of(tmp_path, port=await actor.endpoint()))
-        other = wire.encode(run_of(tmp_path, law=ThermostatLaw(balance=0.01, drift=0.05)))
+        taken = run_frame(tmp_path, port=await actor.endpoint())
+        other = run_frame(tmp_path, law=ThermostatLaw(balance=0.01, drift=0.05))
         squatter = ControllerActor(taken, ["easy"], Discards())
-        idle = ControllerActor(wire.encode(run_of(tmp_path)), [], Discards())
+        idle = ControllerActor(run_frame(tmp_path), [], Discards())
         stranger = ControllerActor(other, ["easy"] * 10, Discards(), 1, 0, await actor.snapshot())
         with pytest.raises(ResourceError, match=r"monitor\.port"):
             await squatter.start()
@@ -325,7 +228,7 @@ def test_what_can_fail_fails_in_start_and_with_its_name(made: Made, tmp_path: Pa
 
 def test_a_controller_that_was_not_started_says_so(tmp_path: Path) -> None:
     async def play() -> None:
-        actor = ControllerActor(wire.encode(run_of(tmp_path)), ["easy"] * 10, Discards())
+        actor = ControllerActor(run_frame(tmp_path), ["easy"] * 10, Discards())
         missing = wire.encode(GroupsMissing(version=START, lease_ids=()))
         calls = (actor.pulse(pulse()), actor.order(0.1), actor.missing(missing), actor.view(), actor.snapshot())
         for call in (*calls, actor.endpoint(), actor.set_targets([])):

@@ -2,20 +2,14 @@
 
 from collections import Counter
 
-import numpy as np
 import pytest
 
 from entrostat.controller.leases import LeaseBook, LeaseRules, derived_seed
 from entrostat.controller.prompts import PromptOrder
-from entrostat.protocol.errors import CheckpointDamaged
-from entrostat.protocol.messages import GroupReport, Lease, LeaseCounts, PolicyVersion
-from entrostat.protocol.moments import Moments
+from entrostat.protocol.messages import Lease, LeaseCounts
+from tests.made_messages import group_of, sums_up, version
 
 ACTOR = (0, 1)
-
-
-def version(step: int, branch: int = 0) -> PolicyVersion:
-    return PolicyVersion(branch=branch, step=step)
 
 
 def book(
@@ -38,26 +32,6 @@ def granted(
 ) -> list[Lease]:
     newest = serves if newest is None else newest
     return list(leases.grant(ACTOR, room=room, serves=version(serves), newest=version(newest), at=at))
-
-
-def report_of(lease: Lease, *, started: int | None = None, holder: tuple[int, int] = ACTOR) -> GroupReport:
-    return GroupReport(
-        lease_id=lease.id,
-        prompt_id=lease.prompt_id,
-        slot=holder[0],
-        incarnation=holder[1],
-        started=lease.version if started is None else version(started, lease.version.branch),
-        rewards=(1.0, 0.0),
-        statuses=("correct", "wrong"),
-        lengths=(5, 7),
-        surprise=Moments(count=12, mean=0.1),
-        truncated=0,
-    )
-
-
-def sums_up(counts: LeaseCounts) -> bool:
-    ends = counts.trained + counts.expired + counts.stale + counts.lost + counts.rewound
-    return counts.granted == counts.running + counts.ready + counts.ordered + ends
 
 
 def test_an_actor_gets_no_more_than_its_room() -> None:
@@ -107,8 +81,8 @@ def test_an_actor_learns_which_of_its_leases_ended_without_it() -> None:
 def test_a_lease_ends_exactly_one_way() -> None:
     leases = book(batch=1, staleness=0)
     lease = granted(leases, room=1)[0]
-    assert leases.accept(report_of(lease), 0.0)
-    assert not leases.accept(report_of(lease), 0.0)  # said twice
+    assert leases.accept(group_of(lease), 0.0)
+    assert not leases.accept(group_of(lease), 0.0)  # said twice
     assert leases.expire(1e9) == ()  # ready leases have no deadline
     assert [report.lease_id for report in leases.order(0.0)] == [lease.id]
     assert leases.drop_stale(99) == ()
@@ -121,17 +95,17 @@ def test_a_report_of_an_expired_lease_is_late() -> None:
     leases = book()
     lease = granted(leases, room=1)[0]
     leases.expire(10.0)
-    assert not leases.accept(report_of(lease), 0.0)
+    assert not leases.accept(group_of(lease), 0.0)
     assert not leases.holds(lease.id)
 
 
 def test_a_report_from_someone_else_is_refused() -> None:
     leases = book()
     lease = granted(leases, room=1)[0]
-    assert not leases.accept(report_of(lease, holder=(0, 2)), 0.0)
-    assert not leases.accept(report_of(lease, holder=(1, 1)), 0.0)
+    assert not leases.accept(group_of(lease, incarnation=2), 0.0)
+    assert not leases.accept(group_of(lease, slot=1), 0.0)
     assert leases.holds(lease.id)
-    assert leases.accept(report_of(lease), 0.0)
+    assert leases.accept(group_of(lease), 0.0)
 
 
 def test_what_came_back_is_leased_first() -> None:
@@ -146,8 +120,8 @@ def test_what_came_back_is_leased_first() -> None:
 def test_too_old_groups_are_dropped_and_their_prompts_leased_again() -> None:
     leases = book(batch=2, staleness=1)
     old, fresh = granted(leases, room=2)
-    assert leases.accept(report_of(old, started=0), 0.0)
-    assert leases.accept(report_of(fresh, started=1), 0.0)
+    assert leases.accept(group_of(old, started=0), 0.0)
+    assert leases.accept(group_of(fresh, started=1), 0.0)
     assert leases.drop_stale(1) == ()
     assert leases.drop_stale(2) == (old.id,)
     assert leases.counts() == LeaseCounts(granted=2, ready=1, stale=1)
@@ -158,26 +132,47 @@ def test_a_batch_takes_the_oldest_start_first_then_the_first_lease() -> None:
     leases = book(batch=2, staleness=2)
     a, b, c, d = granted(leases, room=4)
     for lease, started in ((d, 1), (b, 0), (c, 1), (a, 2)):
-        leases.accept(report_of(lease, started=started), 0.0)
+        leases.accept(group_of(lease, started=started), 0.0)
     assert [report.lease_id for report in leases.order(0.0)] == [b.id, c.id]
 
 
 def test_a_batch_is_made_only_when_it_is_whole() -> None:
     leases = book(batch=3)
     for lease in granted(leases, room=2):
-        leases.accept(report_of(lease), 0.0)
+        leases.accept(group_of(lease), 0.0)
     assert leases.order(0.0) == ()
     assert leases.counts().ready == 2
+
+
+def test_a_batch_waits_for_older_groups_that_are_on_their_way() -> None:
+    leases = book(batch=2)
+    first, slow, second, third = granted(leases, 4)
+    leases.accept(group_of(first), 1.0)
+    leases.accept(group_of(second), 1.0)
+    assert leases.order(1.5) == ()  # `slow` was granted before `second`
+    leases.accept(group_of(slow), 1.6)
+    assert [report.lease_id for report in leases.order(1.6)] == [first.id, slow.id]
+    assert third.id > second.id
+
+
+def test_a_batch_does_not_wait_for_a_group_that_takes_twice_as_long_as_others() -> None:
+    leases = book(batch=2)
+    first, dead, second = granted(leases, 3)
+    leases.accept(group_of(first), 1.0)
+    leases.accept(group_of(second), 1.0)
+    assert leases.order(1.9) == ()
+    assert [report.lease_id for report in leases.order(2.1)] == [first.id, second.id]
+    assert dead.id < second.id
 
 
 def test_a_prompt_is_twice_in_a_batch_only_where_there_is_no_other() -> None:
     leases = book(batch=4, staleness=3, prompts=6)
     for lease in granted(leases, room=12):
-        leases.accept(report_of(lease), 0.0)
+        leases.accept(group_of(lease), 0.0)
     assert len({report.prompt_id for report in leases.order(0.0)}) == 4
     pair = book(batch=4, staleness=0, prompts=2)
     for lease in granted(pair, room=4):
-        pair.accept(report_of(lease), 0.0)
+        pair.accept(group_of(lease), 0.0)
     assert Counter(report.prompt_id for report in pair.order(0.0)) == {0: 2, 1: 2}
 
 
@@ -185,7 +180,7 @@ def test_an_order_given_up_loses_only_the_missing_groups() -> None:
     leases = book(batch=3, staleness=0)
     first = granted(leases, room=3)
     for lease in first:
-        leases.accept(report_of(lease), 0.0)
+        leases.accept(group_of(lease), 0.0)
     leases.order(0.0)
     leases.give_up((first[1].id, 12345))
     assert leases.counts() == LeaseCounts(granted=3, ready=2, lost=1)
@@ -220,7 +215,7 @@ def test_leases_of_an_abandoned_branch_count_as_rewound() -> None:
     leases = book(batch=3)
     running = granted(leases, room=5)
     for lease in running[:3]:
-        leases.accept(report_of(lease), 0.0)
+        leases.accept(group_of(lease), 0.0)
     leases.order(0.0)
     later = book(branch=1, counts=leases.counts(), next_number=leases.next_number)
     assert later.counts() == LeaseCounts(granted=5, rewound=5)
@@ -231,7 +226,7 @@ def test_every_way_to_end_untrained_is_a_warning_with_its_prompts(caplog: pytest
     leases = book(batch=2, staleness=0)
     lost, kept = granted(leases, 2)
     for lease in (lost, kept):
-        leases.accept(report_of(lease), 1.0)
+        leases.accept(group_of(lease), 1.0)
     assert leases.order(1.0)
     leases.give_up([lost.id, lost.id, 99])
     leases.drop_stale(1)
@@ -244,95 +239,16 @@ def test_every_way_to_end_untrained_is_a_warning_with_its_prompts(caplog: pytest
     ]
 
 
-# ── the order of prompts ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_an_epoch_has_every_prompt_once_and_epochs_differ() -> None:
-    order = PromptOrder(50, 3, shuffle=True)
-    epochs = [[order.take((), 0) for _ in range(50)] for _ in range(3)]
-    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
-    again = PromptOrder(50, 3, shuffle=True)
-    assert [again.take((), 0) for _ in range(50)] == epochs[0]
-    plain = PromptOrder(5, 3, shuffle=False)
-    assert [plain.take((), 0) for _ in range(6)] == [0, 1, 2, 3, 4, 0]
-
-
-def test_a_batch_waits_for_older_groups_that_are_on_their_way() -> None:
-    leases = book(batch=2)
-    first, slow, second, third = granted(leases, 4)
-    leases.accept(report_of(first), 1.0)
-    leases.accept(report_of(second), 1.0)
-    assert leases.order(1.5) == ()  # `slow` was granted before `second`
-    leases.accept(report_of(slow), 1.6)
-    assert [report.lease_id for report in leases.order(1.6)] == [first.id, slow.id]
-    assert third.id > second.id
-
-
-def test_a_batch_does_not_wait_for_a_group_that_takes_twice_as_long_as_others() -> None:
-    leases = book(batch=2)
-    first, dead, second = granted(leases, 3)
-    leases.accept(report_of(first), 1.0)
-    leases.accept(report_of(second), 1.0)
-    assert leases.order(1.9) == ()
-    assert [report.lease_id for report in leases.order(2.1)] == [first.id, second.id]
-    assert dead.id < second.id
-
-
-def test_every_stretch_of_an_epoch_holds_each_level_in_its_share() -> None:
-    levels = np.array([0] * 60 + [1] * 30 + [2] * 10, np.int32)
-    order = PromptOrder(100, 3, shuffle=True, levels=levels)
-    epochs = [[order.take((), 0) for _ in range(100)] for _ in range(3)]
-    for epoch in epochs:
-        assert sorted(epoch) == list(range(100))
-        for start in range(81):
-            counts = np.bincount(levels[epoch[start : start + 20]], minlength=3)
-            assert np.all(np.abs(counts - np.array([12, 6, 2])) <= 2)
-    assert epochs[0] != epochs[1] != epochs[2]
-
-
-def test_a_busy_prompt_waits_for_its_turn_and_is_not_skipped() -> None:
-    order = PromptOrder(4, 0, shuffle=False)
-    assert order.take({0}, 1) == 1
-    assert order.take({0, 1}, 2) == 2
-    order.freed(0)
-    assert order.take({1, 2}, 2) == 0
-
-
-def test_a_returned_prompt_that_is_busy_waits_too() -> None:
-    order = PromptOrder(4, 0, shuffle=False)
-    order.put_back((3,))
-    assert order.take({3}, 1) == 0
-    order.freed(3)
-    assert order.take({0}, 1) == 3
-
-
 def test_a_prompt_whose_turn_came_while_it_was_sampled_is_leased_as_soon_as_it_is_free() -> None:
     rules = LeaseRules(batch=1, max_staleness=9, last_step=99, samples=8, lease_seconds=10.0, seed=7)
     leases = LeaseBook(rules, PromptOrder(3, 7, shuffle=False), branch=0, start=0)
     slow, *quick = granted(leases, room=3)
     for lease in quick:
-        leases.accept(report_of(lease), 0.0)
+        leases.accept(group_of(lease), 0.0)
         leases.order(0.0)
         leases.train()
     # The second epoch: prompt 0 is still being sampled when its turn comes.
     assert [lease.prompt_id for lease in granted(leases, room=1, serves=2)] == [1]
-    leases.accept(report_of(slow), 0.0)
+    leases.accept(group_of(slow), 0.0)
     leases.order(0.0)
     assert [lease.prompt_id for lease in granted(leases, room=2, serves=2)] == [0, 2]
-
-
-def test_a_position_survives_a_restart_with_what_was_under_way_first() -> None:
-    order = PromptOrder(6, 0, shuffle=False)
-    taken = [order.take((), 0) for _ in range(3)]
-    position = order.position(taken[1:])
-    later = PromptOrder(6, 0, shuffle=False)
-    later.restore(position)
-    assert [later.take((), 0) for _ in range(6)] == [1, 2, 3, 4, 5, 0]
-    assert position.returned.dtype == np.int32
-
-
-def test_a_position_of_a_larger_run_is_refused() -> None:
-    position = PromptOrder(9, 0, shuffle=False).position([8])
-    with pytest.raises(CheckpointDamaged, match="it has 4"):
-        PromptOrder(4, 0, shuffle=False).restore(position)

@@ -16,11 +16,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausa
 
 from entrostat.learner import shared_prompt
 from entrostat.learner.batching import Sample
-from entrostat.learner.policy import Policy, freeze, load_policy
+from entrostat.learner.policy import Policy, freeze
 from entrostat.learner.shared_prompt import objection
 from entrostat.learner.update import Measured, Objective, accumulate
-from entrostat.protocol.settings import ClampedEntropy, LearnerSettings, ModelSettings
-from tests.tiny_policy import WORDS, make_policy
+from entrostat.protocol.settings import ClampedEntropy, LearnerSettings
+from tests.tiny_policy import WORDS, loaded, make_policy
 
 CPU = torch.device("cpu")
 
@@ -30,11 +30,6 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     """The tiny policy in float64 throughout: transformers' own norm computes in float32 whatever it is given."""
     torch.set_num_threads(1)
     return in_float64(loaded(make_policy(tmp_path_factory.mktemp("policy"))))
-
-
-def loaded(folder: Path, *, dtype: str = "float32", gradient_checkpointing: bool = False) -> Policy:
-    model = ModelSettings(path=str(folder), dtype="bfloat16" if dtype == "bfloat16" else "float32")
-    return load_policy(model, source=str(folder), device=CPU, gradient_checkpointing=gradient_checkpointing)
 
 
 def in_float64(policy: Policy) -> Policy:

@@ -9,12 +9,10 @@ import pytest
 import xxhash
 
 from entrostat.actors.simulated import SimulatedEngine
-from entrostat.protocol.arrays import Int32
 from entrostat.protocol.errors import WeightsRefused
 from entrostat.protocol.messages import (
     FINISHED_LENGTH,
     PolicyVersion,
-    Probe,
     Prompt,
     Samples,
     SharedFile,
@@ -23,18 +21,10 @@ from entrostat.protocol.messages import (
 )
 from entrostat.protocol.ports import SampleRequest
 from entrostat.protocol.settings import SimulatedSettings
+from tests.fake_stations import Letters
+from tests.made_messages import probe
 
 FAST = SimulatedSettings(tokens_per_second=1e9, skill=0.5)
-
-
-class Letters:
-    """One token a character."""
-
-    def encode(self, text: str) -> Int32:
-        return np.asarray([ord(letter) for letter in text], np.int32)
-
-    def decode(self, tokens: Int32) -> str:
-        return "".join(chr(token) for token in tokens)
 
 
 def manifest(folder: Path, step: int, *, damage: bool = False) -> WeightsManifest:
@@ -46,20 +36,13 @@ def manifest(folder: Path, step: int, *, damage: bool = False) -> WeightsManifes
         content[7] ^= 1
     path = folder / f"0.{step}"
     path.write_bytes(content.tobytes())
-    nothing = np.zeros(1, np.float32)
     return WeightsManifest(
         version=PolicyVersion(branch=0, step=step),
         tensors=(spec,),
         bytes=256,
         checksum=0,
         location=SharedFile(host=socket.gethostname(), path=str(path)),
-        probe=Probe(
-            tokens=np.zeros(2, np.int32),
-            lengths=np.full(1, 2, np.int32),
-            logprobs=nothing,
-            previous=nothing,
-            tolerance=1.0,
-        ),
+        probe=probe(),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import xxhash
 from safetensors.torch import load_file
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import Qwen3MoeForCausalLM
 
 from entrostat.learner import probe
 from entrostat.learner.ipc import BUFFERS, IpcPublisher, Ring
@@ -21,7 +21,7 @@ from entrostat.protocol import wire
 from entrostat.protocol.errors import ResourceError
 from entrostat.protocol.messages import CudaMemory, PolicyVersion, Probe, SharedFile, WeightsManifest
 from entrostat.protocol.settings import ModelSettings
-from tests.tiny_policy import make_group, make_order, make_policy, make_prompts, make_stations
+from tests.tiny_policy import make_group, make_one_layer, make_order, make_policy, make_prompts, make_stations
 
 VERSION = PolicyVersion(branch=2, step=5)
 
@@ -210,20 +210,8 @@ def test_published_weights_compute_what_their_probe_says(tmp_path: Path, tied: b
 
 
 def test_weights_are_published_under_the_names_of_their_checkpoint(tmp_path: Path) -> None:
-    folder = make_policy(tmp_path / "policy")  # for its tokenizer
-    config = Qwen3MoeConfig(
-        vocab_size=29,
-        hidden_size=16,
-        moe_intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=16,
-        num_experts=3,
-        num_experts_per_tok=2,
-        tie_word_embeddings=True,
-    )
-    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    experts = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+    folder = make_one_layer(tmp_path / "policy", Qwen3MoeForCausalLM, tie_word_embeddings=True, **experts)
     policy = load_policy(ModelSettings(path=str(folder)), source=str(folder), device=torch.device("cpu"))
     saved = load_file(folder / "model.safetensors")
     published = policy.named_tensors()

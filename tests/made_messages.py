@@ -1,0 +1,228 @@
+"""Made-up messages between the controller and its stations, and a small run to send them in."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from entrostat.controller.events import (
+    Command,
+    Discard,
+    Event,
+    Order,
+    OrderRequested,
+    Published,
+    Pulsed,
+    Reply,
+    StepReported,
+)
+from entrostat.controller.state import Controller
+from entrostat.protocol import wire
+from entrostat.protocol.messages import (
+    GroupReport,
+    Lease,
+    LeaseCounts,
+    PhaseSeconds,
+    PolicyVersion,
+    Probe,
+    Pulse,
+    PulseReply,
+    SharedFile,
+    Status,
+    StepReport,
+    TrainOrder,
+    WeightsManifest,
+)
+from entrostat.protocol.moments import Moments
+from entrostat.protocol.settings import (
+    BatchSettings,
+    EntropySettings,
+    LawSettings,
+    LearnerSettings,
+    ModelSettings,
+    RolloutSettings,
+    SimulatedSettings,
+    Stations,
+    ThermostatLaw,
+    VerifierSettings,
+)
+
+LEASE_SECONDS = 10.0
+THERMOSTAT = ThermostatLaw(balance=0.1, drift=0.01)
+
+
+def run_of(
+    *,
+    batch: int = 2,
+    staleness: int = 1,
+    lease_seconds: float = LEASE_SECONDS,
+    law: LawSettings = THERMOSTAT,
+    directory: str = "/nowhere",
+    port: int = 0,
+) -> Stations:
+    """The settings of a small simulated run, with four samples a prompt."""
+    return Stations(
+        run="test",
+        directory=directory,
+        seed=5,
+        total_steps=1000,
+        model=ModelSettings(path="none"),
+        tasks=(),
+        evaluation_tasks=(),
+        batch=BatchSettings(prompts=batch),
+        rollout=RolloutSettings(
+            engine=SimulatedSettings(), samples_per_prompt=4, max_staleness=staleness, lease_seconds=lease_seconds
+        ),
+        verifier=VerifierSettings(),
+        entropy=EntropySettings(law=law),
+        learner=LearnerSettings(),
+        metrics_host="127.0.0.1",
+        metrics_port=port,
+        samples_per_step=0,
+    )
+
+
+def version(step: int, branch: int = 0) -> PolicyVersion:
+    """A policy version."""
+    return PolicyVersion(branch=branch, step=step)
+
+
+def probe() -> Probe:
+    """One sequence of two tokens, of which nobody looks at the log-probs."""
+    nothing = np.zeros(1, np.float32)
+    return Probe(
+        tokens=np.zeros(2, np.int32),
+        lengths=np.full(1, 2, np.int32),
+        logprobs=nothing,
+        previous=nothing,
+        tolerance=1.0,
+    )
+
+
+def manifest(step: int, branch: int = 0) -> WeightsManifest:
+    """Published weights without tensors, for an engine that reads none."""
+    location = SharedFile(host="here", path="/nowhere")
+    return WeightsManifest(
+        version=version(step, branch), tensors=(), bytes=0, checksum=0, location=location, probe=probe()
+    )
+
+
+def group_of(
+    lease: Lease, *, slot: int = 0, incarnation: int = 1, started: int | None = None, correct: int = 2
+) -> GroupReport:
+    """The report of a lease's group: its first `correct` samples right, started at the lease's version by default."""
+    statuses: list[Status] = ["correct"] * correct
+    statuses += ["wrong"] * (lease.samples - correct)
+    return GroupReport(
+        lease_id=lease.id,
+        prompt_id=lease.prompt_id,
+        slot=slot,
+        incarnation=incarnation,
+        started=lease.version if started is None else version(started, lease.version.branch),
+        rewards=tuple(float(status == "correct") for status in statuses),
+        statuses=tuple(statuses),
+        lengths=(3,) * lease.samples,
+        surprise=Moments(count=3 * lease.samples, mean=0.2),
+        truncated=1,
+    )
+
+
+def step_of(order: TrainOrder, *, entropy: float = 0.3, clamped: float = 0.2) -> StepReport:
+    """The report of the step that trained an order; entropies in nats."""
+    return StepReport(
+        measured=order.version,
+        version=version(order.version.step + 1, order.version.branch),
+        entropy=entropy,
+        clamped_entropy=clamped,
+        clamped_mass=0.0,
+        response_tokens=24,
+        policy_tokens=24,
+        loss=0.0,
+        policy_loss=0.0,
+        entropy_bonus=0.0,
+        kl_nats=0.0,
+        gradient_norm=1.0,
+        learning_rate=1e-4,
+        clip_share=0.0,
+        truncated_weight_share=0.0,
+        drift_mean=0.0,
+        drift_max=0.0,
+        padding_share=0.0,
+        phases=PhaseSeconds(wait=0.0, fetch=0.0, forward_backward=0.0, optimizer=0.0, publish=0.0),
+    )
+
+
+class Scene:
+    """A controller, its clock, and one actor that can do everything right."""
+
+    def __init__(self, controller: Controller, *, branch: int = 0, step: int = 0) -> None:
+        self.controller = controller
+        self.branch = branch
+        self.serves = step
+        self.at = 0.0
+        self.discarded: list[int] = []
+
+    def apply(self, event: Event) -> tuple[Command, ...]:
+        """What the controller commands; what it discards is kept."""
+        commands = self.controller.apply(event)
+        self.discarded += [i for command in commands if isinstance(command, Discard) for i in command.lease_ids]
+        return commands
+
+    def pulse(
+        self,
+        *,
+        room: int = 0,
+        running: tuple[int, ...] = (),
+        reports: tuple[GroupReport, ...] = (),
+        slot: int = 0,
+        incarnation: int = 1,
+        serves: int | None = None,
+    ) -> PulseReply:
+        """One pulse of an actor, and its reply."""
+        pulse = Pulse(
+            slot=slot,
+            incarnation=incarnation,
+            version=version(self.serves if serves is None else serves, self.branch),
+            room=room,
+            running=running,
+            reports=reports,
+        )
+        (reply,) = [c.reply for c in self.apply(Pulsed(pulse=pulse, at=self.at)) if isinstance(c, Reply)]
+        return reply
+
+    def order(self) -> TrainOrder | None:
+        """The order under way, if the controller gives one."""
+        orders = [c.order for c in self.apply(OrderRequested(at=self.at)) if isinstance(c, Order)]
+        return orders[0] if orders else None
+
+    def step(
+        self,
+        *,
+        entropy: float = 0.3,
+        clamped: float = 0.2,
+        correct: Callable[[int], int] = lambda prompt: 1 + prompt % 3,
+    ) -> TrainOrder:
+        """One round as it should go: sample what there is room for, order, train, publish, load."""
+        leases = self.pulse(room=99).leases
+        self.pulse(reports=tuple(group_of(x, started=self.serves, correct=correct(x.prompt_id)) for x in leases))
+        order = self.order()
+        assert order is not None
+        self.apply(StepReported(report=step_of(order, entropy=entropy, clamped=clamped), at=self.at))
+        self.serves = order.version.step + 1
+        self.apply(Published(manifest=manifest(self.serves, self.branch)))
+        return order
+
+
+def scene(prompts: int = 10, batch: int = 2, staleness: int = 1) -> Scene:
+    """A scene at the start of a run; every second prompt is of the level "hard"."""
+    return Scene(Controller(run_of(batch=batch, staleness=staleness), ["easy", "hard"] * (prompts // 2)))
+
+
+def frame(controller: Controller) -> bytes:
+    """Everything a controller would save."""
+    return wire.encode(controller.snapshot()).tobytes()
+
+
+def sums_up(counts: LeaseCounts) -> bool:
+    """Whether every lease granted is under way or ended in exactly one way."""
+    ends = counts.trained + counts.expired + counts.stale + counts.lost + counts.rewound
+    return counts.granted == counts.running + counts.ready + counts.ordered + ends
