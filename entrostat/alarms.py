@@ -1,5 +1,7 @@
 """What a person should look at: said when it begins, not at every step."""
 
+from pathlib import Path
+
 from entrostat.protocol.messages import ControllerView
 
 CEILING_ORDERS = 10  # in a row: then a person should know
@@ -9,11 +11,13 @@ class Alarms:
     """Warnings about a run's last step.
 
     Args:
+        run: its directory, where samples can be read.
         alarm_share: of unparsable, timeout and error verdicts in a step; above it they are warned about.
         frozen: measurements that the control law had refused before the run went on.
     """
 
-    def __init__(self, alarm_share: float, frozen: int = 0) -> None:
+    def __init__(self, run: Path, alarm_share: float, frozen: int = 0) -> None:
+        self._run = run
         self._alarm_share = alarm_share
         self._frozen = frozen
         self._standing: frozenset[str] = frozenset()
@@ -31,7 +35,7 @@ class Alarms:
         failed = unparsable + timeouts + errors
         verdicts = (
             f"{failed} of {samples} verdicts are unparsable ({unparsable}), timeout ({timeouts}) or error ({errors}), "
-            f"more than verifier.alarm_share = {self._alarm_share:g}: see entrostat samples RUN"
+            f"more than verifier.alarm_share = {self._alarm_share:g}: see entrostat samples {self._run}"
         )
         ceiling = (
             f"the coefficient has stood at its ceiling for {view.ceiling_orders} orders and the entropy is still below "

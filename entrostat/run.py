@@ -66,7 +66,7 @@ class Run:
         self._began = began
         self._interrupt = Interrupt(screen.say)
         self._since = self._last_step_ended = time.monotonic()  # the last step, or whatever moved last
-        self._alarms = Alarms(config.verifier.alarm_share)
+        self._alarms = Alarms(directory.path, config.verifier.alarm_share)
         self._evaluation: Evaluation | None = None
         self._first_step_seconds = 0.0
         self._memory_gib = 0.0
@@ -93,7 +93,8 @@ class Run:
     def _start(self) -> None:
         self._screen.waiting("starting vLLM, the learner and the controller")
         self._cluster.start()
-        self._alarms = Alarms(self._config.verifier.alarm_share, self._cluster.controller_view().frozen_updates)
+        frozen = self._cluster.controller_view().frozen_updates
+        self._alarms = Alarms(self._directory.path, self._config.verifier.alarm_share, frozen)
         host, port = self._cluster.endpoints()
         self._directory.write_info(
             RunInfo(
