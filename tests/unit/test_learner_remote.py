@@ -9,39 +9,14 @@ import pytest
 
 from entrostat.learner.remote import BufferActor
 from entrostat.protocol import wire
-from entrostat.protocol.settings import (
-    BatchSettings,
-    EntropySettings,
-    LearnerSettings,
-    ModelSettings,
-    RolloutSettings,
-    Stations,
-    VerifierSettings,
-)
+from tests.made_messages import run_of
 
 
 @pytest.fixture
 def buffer(tmp_path: Path) -> Iterator[BufferActor]:
     root = logging.getLogger()
     before = list(root.handlers)
-    stations = Stations(
-        run="test",
-        directory=str(tmp_path),
-        seed=5,
-        total_steps=1,
-        model=ModelSettings(path="none"),
-        tasks=(),
-        evaluation_tasks=(),
-        batch=BatchSettings(),
-        rollout=RolloutSettings(),
-        verifier=VerifierSettings(),
-        entropy=EntropySettings(),
-        learner=LearnerSettings(),
-        metrics_host="127.0.0.1",
-        metrics_port=0,
-        samples_per_step=0,
-    )
-    made = BufferActor(wire.encode(stations))
+    made = BufferActor(wire.encode(run_of(directory=str(tmp_path))))
     yield made
     made._exporter.close()
     for handler in [handler for handler in root.handlers if handler not in before]:
