@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import os
 import signal
@@ -36,9 +37,13 @@ def judged(pool: VerifierPool, items: list[tuple[Prompt, str]], seconds: float =
 
 
 def workers() -> list[psutil.Process]:
-    return [
-        child for child in psutil.Process().children(recursive=True) if "verifiers.worker" in " ".join(child.cmdline())
-    ]
+    """The living worker processes below this one; other tests' children may be dead and not waited for."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "verifiers.worker" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 @pytest.fixture
