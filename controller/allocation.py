@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entrostat.controller.difficulty import Float64
+from entrostat.protocol.entropy_settings import WeightSettings
 from entrostat.protocol.messages import GroupReport
-from entrostat.protocol.settings import WeightSettings
 
 Mask = NDArray[np.bool_]
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
+from entrostat.protocol.entropy_settings import AnchoredLaw, BandLaw, FixedLaw, LawSettings, ThermostatLaw
 from entrostat.protocol.errors import ConfigError
 from entrostat.protocol.messages import PolicyVersion
-from entrostat.protocol.settings import AnchoredLaw, BandLaw, FixedLaw, LawSettings, ThermostatLaw
 
 # Entropies below this are the same to a law that works with logarithms: a policy without any.
 RESOLUTION_NATS = 1e-6

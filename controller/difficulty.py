@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import betainc  # pyright: ignore[reportMissingTypeStubs]
 
 from entrostat.protocol.arrays import Float32, Int32
+from entrostat.protocol.entropy_settings import WeightSettings
 from entrostat.protocol.errors import CheckpointDamaged
-from entrostat.protocol.settings import WeightSettings
 
 Float64 = NDArray[np.float64]
 Form = Literal["uniform", "hinge", "indicator", "linear"]

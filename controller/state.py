@@ -27,6 +27,7 @@ from entrostat.controller.events import (
 from entrostat.controller.leases import LeaseBook, LeaseRules, derived_seed
 from entrostat.controller.prompts import PromptOrder, PromptPosition
 from entrostat.controller.summary import OrderSummary, summarise
+from entrostat.protocol.entropy_settings import ClampedEntropy
 from entrostat.protocol.errors import CheckpointDamaged, TaskError
 from entrostat.protocol.messages import (
     ControllerView,
@@ -41,7 +42,7 @@ from entrostat.protocol.messages import (
     TrainOrder,
     WeightsManifest,
 )
-from entrostat.protocol.settings import ClampedEntropy, Stations
+from entrostat.protocol.settings import Stations
 
 
 class ControllerSnapshot(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -180,6 +181,8 @@ class Controller:
         return ControllerView(
             version=self._version,
             coefficient=law.coefficient,
+            sample_balance=0.0,
+            measured="clamped",
             target=law.target,
             low=law.low,
             high=law.high,
@@ -296,12 +299,15 @@ class Controller:
                     lease_id=report.lease_id,
                     prompt_id=report.prompt_id,
                     level=self._difficulty.level_of(report.prompt_id),
+                    in_policy=True,
                     weight=float(weight),
                     coefficient=law.coefficient * float(weight),
                 )
                 for report, weight in zip(reports, weights, strict=True)
             ),
             coefficient=law.coefficient,
+            sample_balance=0.0,
+            usual_entropy=float("nan"),
             seed=derived_seed(self._settings.seed, "order", self._version.step),
         )
 

@@ -9,19 +9,15 @@ from msgspec import Meta
 
 from entrostat import toml
 from entrostat.contradictions import contradictions
+from entrostat.protocol.entropy_settings import EntropySettings
 from entrostat.protocol.errors import ConfigError
+from entrostat.protocol.learner_settings import LearnerSettings
+from entrostat.protocol.ranges import Count, CountOrZero, Port, Seconds, Settings
 from entrostat.protocol.settings import (
     BatchSettings,
-    Count,
-    CountOrZero,
-    EntropySettings,
     Jsonl,
-    LearnerSettings,
     ModelSettings,
-    Port,
     RolloutSettings,
-    Seconds,
-    Settings,
     Stations,
     TaskSettings,
     VerifierSettings,

@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from entrostat.actors.tasks.jsonl import count_rows
-from entrostat.protocol.settings import (
-    BandLaw,
-    Jsonl,
-    SimulatedSettings,
-    TaskSettings,
-    ThermostatLaw,
-    VllmSettings,
-)
+from entrostat.protocol.entropy_settings import BandLaw, ThermostatLaw
+from entrostat.protocol.settings import Jsonl, SimulatedSettings, TaskSettings, VllmSettings
 from entrostat.validate import Problem
 
 if TYPE_CHECKING:

@@ -11,18 +11,16 @@ from entrostat.actors.tasks.jsonl import count_rows
 from entrostat.config import RunConfig
 from entrostat.contradictions import ModelFacts, model_facts, prompt_count
 from entrostat.preflight import VERSIONS_IN_MEMORY
-from entrostat.protocol.settings import (
+from entrostat.protocol.entropy_settings import (
     AnchoredLaw,
     BandLaw,
     ClampedEntropy,
     FixedLaw,
     FullEntropy,
-    Jsonl,
-    SimulatedSettings,
-    TaskSettings,
     ThermostatLaw,
-    VllmSettings,
 )
+from entrostat.protocol.learner_settings import PpoClip
+from entrostat.protocol.settings import Jsonl, SimulatedSettings, TaskSettings, VllmSettings
 
 Line: TypeAlias = tuple[str, str]  # what, and what about it
 
@@ -124,7 +122,8 @@ def _step(config: RunConfig) -> Iterator[Line]:
     )
     yield "learning rate", _learning_rate(config)
     yield "truncated responses", _truncated(config)
-    yield "ratio clipped to", f"{1 - learner.clip_low:g} … {1 + learner.clip_high:g}"
+    if isinstance(learner.loss, PpoClip):
+        yield "ratio clipped to", f"{1 - learner.loss.clip_low:g} … {1 + learner.loss.clip_high:g}"
     if learner.kl_coefficient:
         yield "KL", f"{learner.kl_coefficient:g} × KL to the starting policy, which stays in memory"
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from entrostat.learner.advantages import counting, group_advantages, shaped_rewards
 from entrostat.protocol.arrays import Float32, Int32
+from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import FINISHED_LENGTH, Group, OrderedGroup
-from entrostat.protocol.settings import LearnerSettings
 
 PADDING_ID = 0  # any token will do: nothing reads what comes of it
 PROMPTS_SHARE = 0.5  # of the budget, at most, for a block's prompts: the rest is for the responses
@@ -97,7 +97,7 @@ def flatten(ordered: Sequence[OrderedGroup], groups: Sequence[Group], settings: 
         truncated = rollout.samples.finish == FINISHED_LENGTH
         rewards = np.array([verdict.reward for verdict in group.verdicts], np.float64)
         shaped = shaped_rewards(rewards, truncated, settings.truncated, settings.truncation_penalty)
-        advantages = group_advantages(shaped, normalise=settings.normalise_advantages)
+        advantages = group_advantages(shaped, normalise=settings.advantages == "normalised")
         counts = counting(truncated, settings.truncated)
         edges = np.concatenate([[0], np.cumsum(rollout.samples.lengths)])
         for i, (start, end) in enumerate(pairwise(edges)):

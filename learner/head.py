@@ -8,7 +8,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from entrostat.learner.entropy import entropy_within, full_entropy, kept_tokens, mass_outside
-from entrostat.protocol.settings import ClampedEntropy, EstimatorSettings
+from entrostat.protocol.entropy_settings import ClampedEntropy, EstimatorSettings
 
 # Up to so many logits (64 MiB in float32) the forward pass keeps them: computing them twice costs more than it saves.
 KEPT_LOGITS = 2**24

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from entrostat.protocol.errors import NumericsError
-from entrostat.protocol.settings import LearnerSettings
+from entrostat.protocol.learner_settings import LearnerSettings
 
 
 def learning_rate(step: int, total_steps: int, settings: LearnerSettings) -> float:

@@ -20,6 +20,7 @@ from entrostat.learner.update import Measured, Objective, accumulate
 from entrostat.learner.weights import Publisher
 from entrostat.protocol.arrays import Int32, UInt8
 from entrostat.protocol.errors import CheckpointDamaged, EntrostatError, ResourceError
+from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import (
     Group,
     PhaseSeconds,
@@ -29,7 +30,7 @@ from entrostat.protocol.messages import (
     TrainOrder,
     WeightsManifest,
 )
-from entrostat.protocol.settings import LearnerSettings, Stations, VllmSettings
+from entrostat.protocol.settings import Stations, VllmSettings
 
 log = logging.getLogger(__name__)
 

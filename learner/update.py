@@ -30,8 +30,9 @@ from entrostat.learner.head import HeadOutput, head
 from entrostat.learner.losses import importance_weight, is_clipped, kl_to_reference, ppo_clip
 from entrostat.learner.policy import Policy
 from entrostat.learner.shared_prompt import SharedPrompts
+from entrostat.protocol.entropy_settings import EstimatorSettings
 from entrostat.protocol.errors import NumericsError
-from entrostat.protocol.settings import EstimatorSettings, LearnerSettings
+from entrostat.protocol.learner_settings import LearnerSettings, PpoClip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +130,9 @@ def _terms(
     """The micro-batch's share of J's terms `[policy, bonus, kl]`, and its measurements; `anchor [T]` is log π_ref."""
     settings = objective.learner
     proximal = now.logprob.detach()
+    low, high = (settings.loss.clip_low, settings.loss.clip_high) if isinstance(settings.loss, PpoClip) else (0.2, 0.2)
     weight = importance_weight(proximal, batch.behaviour, settings.importance_cap)
-    surrogate = weight * ppo_clip(now.logprob, proximal, batch.advantage, settings.clip_low, settings.clip_high)
+    surrogate = weight * ppo_clip(now.logprob, proximal, batch.advantage, low, high)
     kl = torch.zeros_like(proximal)
     if anchor is not None:
         kl = kl_to_reference(now.logprob, anchor)
@@ -151,7 +153,7 @@ def _terms(
         clamped_entropy=now.clamped_entropy.detach(),
         clamped_mass=now.clamped_mass.detach(),
         kl=kl.detach(),
-        clipped=is_clipped(now.logprob, proximal, batch.advantage, settings.clip_low, settings.clip_high),
+        clipped=is_clipped(now.logprob, proximal, batch.advantage, low, high),
         capped=proximal - batch.behaviour > torch.tensor(settings.importance_cap).log().item(),
     )
 

@@ -201,6 +201,7 @@ class OrderedGroup(msgspec.Struct, frozen=True, kw_only=True):
     lease_id: int
     prompt_id: int
     level: str
+    in_policy: bool  # False: has no advantage signal, and came along for its bonus alone; does not count in N_A
     weight: float  # w̄_q, token-weighted mean ≤ 1 over the order
     coefficient: float  # λ_q = α·w̄_q
 
@@ -211,6 +212,8 @@ class TrainOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     version: PolicyVersion  # the policy the step starts from; the step makes version.step + 1
     groups: tuple[OrderedGroup, ...]
     coefficient: float  # α
+    sample_balance: float  # −1…1: losses of positive samples × (1 + it), of negative ones × (1 − it); 0 changes nothing
+    usual_entropy: float  # nats: the mean of what the law was told so far; NaN before the first time
     seed: int
 
 
@@ -224,6 +227,23 @@ class PhaseSeconds(msgspec.Struct, frozen=True, kw_only=True):
     publish: float  # flat buffer, checksums and probe
 
 
+class LevelEntropy(msgspec.Struct, frozen=True, kw_only=True):
+    """Entropies of one level's response tokens in an order, nats per token."""
+
+    level: str
+    tokens: int
+    entropy: float  # H
+    clamped_entropy: float  # H̃, that of the bonus
+    sampled_entropy: float  # mean −log π of the drawn tokens
+
+
+class BalanceReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What calibration needs: inner products of the step's two gradients in the optimizer's metric `P = 1/(√v̂ + ε)`."""
+
+    policy_push: float  # ⟨P ∇L_policy, ∇mean(w̄ H̃)⟩: how the policy term moves the entropy
+    bonus_push: float  # ⟨P ∇mean(w̄ H̃), ∇mean(w̄ H̃)⟩: how a coefficient of 1 would
+
+
 class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """learner → controller → metrics. One optimizer step: what was measured before it, what it did.
 
@@ -234,8 +254,11 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     measured: PolicyVersion
     version: PolicyVersion  # made by the step
     entropy: float  # H
-    clamped_entropy: float  # H̃
-    clamped_mass: float  # probability of the tokens the clamp drops
+    clamped_entropy: float  # H̃, that of the bonus, whatever its estimator
+    sampled_entropy: float  # mean −log π of the drawn tokens
+    clamped_mass: float  # probability of the tokens outside H̃'s set
+    levels: tuple[LevelEntropy, ...]  # the same entropies, level by level
+    ages: tuple[float, ...]  # H̃ of groups begun 0, 1, … versions before `measured`; NaN where there are none
     response_tokens: int
     policy_tokens: int  # those that count in the policy term
     loss: float
@@ -246,6 +269,9 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     learning_rate: float
     clip_share: float
     truncated_weight_share: float  # tokens whose importance weight π_prox/μ was cut at its cap
+    masked_share: float  # samples that were rejected: truncated, or too far from what drew them
+    optimizer_steps: int  # minibatches × epochs
+    balance: BalanceReport | None  # where `learner.measure_balance` asks for it
     drift_mean: float  # mean |log π − log μ| on sampled tokens: mismatch and policy drift together
     drift_max: float
     padding_share: float
@@ -274,6 +300,7 @@ class LeaseCounts(msgspec.Struct, frozen=True, kw_only=True):
     ready: int = 0  # its group lies in the buffer
     ordered: int = 0  # in the order under way
     trained: int = 0
+    filtered: int = 0  # without an advantage signal, left out of every order
     expired: int = 0  # deadline passed; the prompt is leased again
     stale: int = 0  # too old when a batch was made; the prompt is leased again
     lost: int = 0  # the buffer lost its group; the prompt is leased again
@@ -285,6 +312,8 @@ class ControllerView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     version: PolicyVersion
     coefficient: float
+    sample_balance: float
+    measured: Literal["full", "clamped", "top_k", "nucleus", "sampled"]  # the estimator that drives the law
     target: float | None  # nats; None for a law without one, or before the anchor is known
     low: float | None  # a band's edges, nats
     high: float | None

@@ -5,23 +5,11 @@ Ranges stand at the field; what only several fields together can say wrong is ch
 
 from typing import Annotated, Literal
 
-import msgspec
-from msgspec import Meta
+from msgspec import Meta, field
 
-Positive = Annotated[float, Meta(gt=0)]
-NonNegative = Annotated[float, Meta(ge=0)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-OpenShare = Annotated[float, Meta(ge=0, lt=1)]
-MOST = 2**48  # of anything that is counted
-Count = Annotated[int, Meta(ge=1, le=MOST)]
-CountOrZero = Annotated[int, Meta(ge=0, le=MOST)]
-Seconds = Annotated[float, Meta(gt=0)]
-Port = Annotated[int, Meta(ge=0, le=65535)]
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The shape of every section: frozen, by keyword, and without room for a misspelt key."""
-
+from entrostat.protocol.entropy_settings import EntropySettings
+from entrostat.protocol.learner_settings import LearnerSettings
+from entrostat.protocol.ranges import Count, CountOrZero, NonNegative, Port, Positive, Seconds, Settings, Share
 
 # ── model ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -47,7 +35,7 @@ class ReasoningGym(Settings, frozen=True, kw_only=True, tag_field="kind", tag="r
     size: Annotated[int, Meta(ge=1, le=10_000_000)]
     seed: CountOrZero = 0
     level: str = ""  # default: the dataset's name
-    parameters: dict[str, int | float | str | bool | list[int | float | str]] = {}
+    parameters: dict[str, int | float | str | bool | list[int | float | str]] = field(default_factory=dict)
     template: str = "{question}"
     system: str = ""
     chat: bool = False  # format with the tokenizer's chat template
@@ -122,130 +110,13 @@ class RolloutSettings(Settings, frozen=True, kw_only=True):
     tolerance: NonNegative = 0.0  # of the weights' probe, nats; 0: 1e-4 in float32, 5e-2 in bfloat16
 
 
-# ── entropy ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class FullEntropy(Settings, frozen=True, kw_only=True, tag_field="kind", tag="full"):
-    """H over the whole vocabulary."""
-
-
-class ClampedEntropy(Settings, frozen=True, kw_only=True, tag_field="kind", tag="clamped"):
-    """H̃ of the policy renormalised without the `drop_fraction` of the vocabulary with the smallest logits (AEnt)."""
-
-    drop_fraction: OpenShare = 0.25
-
-
-EstimatorSettings = ClampedEntropy | FullEntropy
-
-
-class FixedLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="fixed"):
-    """A constant coefficient; 0 switches entropy control off."""
-
-    coefficient: NonNegative = 0.0
-
-
-class BandLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="band"):
-    """AEnt: the coefficient moves only while the entropy is outside `[low, high]` nats."""
-
-    initial: NonNegative
-    floor: NonNegative
-    ceiling: Positive
-    low: NonNegative
-    high: Positive
-    rate: Positive
-    pull: NonNegative = 0.0
-    warmup_steps: CountOrZero = 0
-
-    def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise ValueError(f"low = {self.low} is not below high = {self.high}")
-        if not self.floor <= self.initial <= self.ceiling:
-            raise ValueError(
-                f"initial = {self.initial} is outside the box floor = {self.floor} … ceiling = {self.ceiling}"
-            )
-
-
-class AnchoredLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="anchored"):
-    """AER: an integral law towards `anchor · H_0`, never negative."""
-
-    anchor: Positive = 0.4
-    rate: Positive = 0.01
-    ceiling: Positive = 1.0
-
-
-class ThermostatLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="thermostat"):
-    """The flagship: proportional and integral action in log space around a calibrated balance coefficient."""
-
-    anchor: Positive = 0.7  # target = anchor · H_0
-    balance: Positive = 1e-3  # ĉ: the coefficient that holds the entropy still at the start
-    drift: Positive = 0.01  # â: how fast ln H falls without control, per optimizer step
-    anchor_orders: Count = 3
-    lag: Count = 1  # orders between a measurement and the step it steers
-    floor_ratio: Positive = 0.01  # of ĉ
-    ceiling_ratio: Positive = 10.0  # of ĉ
-
-
-LawSettings = ThermostatLaw | BandLaw | AnchoredLaw | FixedLaw
-
-
-class WeightSettings(Settings, frozen=True, kw_only=True):
-    """How strongly each prompt shares in the bonus."""
-
-    normalise: bool = True  # token-weighted mean 1 over the order; False keeps the raw weights, as AER does
-    form: Literal["uniform", "hinge", "indicator", "linear"] = "hinge"
-    threshold: Annotated[float, Meta(gt=0, le=1)] = 0.5  # ρ
-    minimum: Share = 0.25  # w_min
-    cap: Positive = 4.0
-    half_life_versions: Positive = 50.0
-    prior: Positive = 4.0  # m0, samples
-    all_wrong_share: Share = 0.25  # of the bonus tokens at most
-    entropy_ratio: Positive = 2.0  # no bonus for a group whose own entropy exceeds this many H_0
-
-
-class EntropySettings(Settings, frozen=True, kw_only=True):
-    """What holds the policy's entropy."""
-
-    estimator: EstimatorSettings = ClampedEntropy()
-    law: LawSettings = ThermostatLaw()
-    weight: WeightSettings = WeightSettings()
-
-
-# ── learner ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class LearnerSettings(Settings, frozen=True, kw_only=True):
-    """One optimizer step."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: CountOrZero = 0  # on a CPU; 0 takes the cores the actors leave
-    gpus: NonNegative = 1.0  # of Ray's GPUs, where there are any
-    lr: Positive = 1e-6
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: CountOrZero = 0
-    final_lr_ratio: Share = 0.0  # of lr, at the last step of a linear or cosine schedule
-    betas: tuple[OpenShare, OpenShare] = (0.9, 0.999)
-    epsilon: Positive = 1e-8
-    weight_decay: NonNegative = 0.0
-    gradient_clip: Positive = 1.0
-    clip_low: OpenShare = 0.2
-    clip_high: Positive = 0.2
-    importance_cap: Positive = 2.0  # of π_prox / μ
-    normalise_advantages: bool = True  # by the group's standard deviation
-    truncated: Literal["mask", "penalise", "keep"] = "mask"  # responses cut by the length limit
-    truncation_penalty: NonNegative = 0.5  # taken off the reward, with truncated = "penalise"
-    kl_coefficient: NonNegative = 0.0  # to the policy the run started from; 0 keeps no reference
-    microbatch_tokens: Count = 16_384  # prompts, each counted once, and responses, padding included
-    head_chunk_tokens: Count = 4_096  # rows of logits held at once
-    gradient_checkpointing: bool = False
-    probe_sequences: Count = 4
-    transport: Literal["shared_memory", "ipc"] = "shared_memory"
-
-
 class BatchSettings(Settings, frozen=True, kw_only=True):
     """What one optimizer step consumes."""
 
     prompts: Count = 32
     shuffle: bool = True
+    filter: Literal["none", "zero_variance"] = "none"  # leave out groups whose rewards are all equal, and sample others
+    refill: Annotated[float, Meta(ge=1)] = 3.0  # with a filter: at most so many times `prompts` groups for one order
 
 
 class Stations(Settings, frozen=True, kw_only=True):

@@ -17,10 +17,13 @@ from entrostat.controller.events import (
 )
 from entrostat.controller.state import Controller
 from entrostat.protocol import wire
+from entrostat.protocol.entropy_settings import EntropySettings, LawSettings, ThermostatLaw
+from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import (
     GroupReport,
     Lease,
     LeaseCounts,
+    LevelEntropy,
     PhaseSeconds,
     PolicyVersion,
     Probe,
@@ -35,14 +38,10 @@ from entrostat.protocol.messages import (
 from entrostat.protocol.moments import Moments
 from entrostat.protocol.settings import (
     BatchSettings,
-    EntropySettings,
-    LawSettings,
-    LearnerSettings,
     ModelSettings,
     RolloutSettings,
     SimulatedSettings,
     Stations,
-    ThermostatLaw,
     VerifierSettings,
 )
 
@@ -133,7 +132,10 @@ def step_of(order: TrainOrder, *, entropy: float = 0.3, clamped: float = 0.2) ->
         version=version(order.version.step + 1, order.version.branch),
         entropy=entropy,
         clamped_entropy=clamped,
+        sampled_entropy=entropy,
         clamped_mass=0.0,
+        levels=(LevelEntropy(level="a", tokens=24, entropy=entropy, clamped_entropy=clamped, sampled_entropy=entropy),),
+        ages=(clamped,),
         response_tokens=24,
         policy_tokens=24,
         loss=0.0,
@@ -144,6 +146,9 @@ def step_of(order: TrainOrder, *, entropy: float = 0.3, clamped: float = 0.2) ->
         learning_rate=1e-4,
         clip_share=0.0,
         truncated_weight_share=0.0,
+        masked_share=0.0,
+        optimizer_steps=1,
+        balance=None,
         drift_mean=0.0,
         drift_max=0.0,
         padding_share=0.0,

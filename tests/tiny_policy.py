@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from entrostat.learner.policy import Policy, load_policy
+from entrostat.protocol.entropy_settings import EntropySettings
+from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import (
     Group,
     Lease,
@@ -22,15 +24,7 @@ from entrostat.protocol.messages import (
     TrainOrder,
     Verdict,
 )
-from entrostat.protocol.settings import (
-    BatchSettings,
-    EntropySettings,
-    LearnerSettings,
-    ModelSettings,
-    RolloutSettings,
-    Stations,
-    VerifierSettings,
-)
+from entrostat.protocol.settings import BatchSettings, ModelSettings, RolloutSettings, Stations, VerifierSettings
 
 WORDS = ("<pad>", "<eos>", "<unk>", *"0123456789+-=", *"abcdefghijklmnop")
 PROMPTS = ("1 + 2 =", "3 + 4 =", "5 - 1 + 2 =", "9 - 8 =")
@@ -159,12 +153,15 @@ def make_order(groups: list[Group], version: PolicyVersion, coefficient: float =
                 lease_id=group.rollout.lease.id,
                 prompt_id=group.rollout.lease.prompt_id,
                 level="2",
+                in_policy=True,
                 weight=1.0,
                 coefficient=coefficient,
             )
             for group in groups
         ),
         coefficient=coefficient,
+        sample_balance=0.0,
+        usual_entropy=float("nan"),
         seed=0,
     )
 

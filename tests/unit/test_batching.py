@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entrostat.learner.batching import Block, Sample, blocks, collate, denominators, flatten, padding_share
+from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import PolicyVersion
-from entrostat.protocol.settings import LearnerSettings
 from tests.tiny_policy import make_group, make_order
 
 VERSION = PolicyVersion(branch=0, step=0)
@@ -147,7 +147,7 @@ def test_a_penalised_truncated_sample_counts_and_is_worth_less() -> None:
     samples = flatten(
         make_order(groups, VERSION).groups,
         groups,
-        LearnerSettings(truncated="penalise", truncation_penalty=0.5, normalise_advantages=False),
+        LearnerSettings(truncated="penalise", truncation_penalty=0.5, advantages="centred"),
     )
     assert [one.advantage for one in samples] == [-0.25, 0.25]
     assert all(one.counts for one in samples)

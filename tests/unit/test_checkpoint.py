@@ -10,8 +10,8 @@ import torch
 from entrostat.learner import checkpoint
 from entrostat.learner.trainer import Trainer
 from entrostat.protocol.errors import CheckpointDamaged, ResourceError
+from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import PolicyVersion
-from entrostat.protocol.settings import LearnerSettings
 from tests.tiny_policy import make_group, make_order, make_policy, make_prompts, make_stations
 
 

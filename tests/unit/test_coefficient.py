@@ -19,9 +19,9 @@ from entrostat.controller.coefficient import (
     law_step,
     read,
 )
+from entrostat.protocol.entropy_settings import AnchoredLaw, BandLaw, FixedLaw, LawSettings, ThermostatLaw
 from entrostat.protocol.errors import ConfigError
 from entrostat.protocol.messages import PolicyVersion
-from entrostat.protocol.settings import AnchoredLaw, BandLaw, FixedLaw, LawSettings, ThermostatLaw
 
 ENTROPY = st.floats(0.0, 12.0)
 THERMOSTAT = ThermostatLaw(balance=0.1, drift=0.008, anchor=0.7)

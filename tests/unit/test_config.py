@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from entrostat import toml
 from entrostat.config import RunConfig, effective_toml, load, stations
+from entrostat.protocol.entropy_settings import BandLaw, FixedLaw, ThermostatLaw
 from entrostat.protocol.errors import ConfigError
-from entrostat.protocol.settings import BandLaw, FixedLaw, Jsonl, ThermostatLaw
+from entrostat.protocol.settings import Jsonl
 
 SMALL = """\
 [run]

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from entrostat.controller.allocation import allocate
 from entrostat.controller.difficulty import Float64
+from entrostat.protocol.entropy_settings import WeightSettings
 from entrostat.protocol.messages import GroupReport, PolicyVersion, Status
 from entrostat.protocol.moments import Moments
-from entrostat.protocol.settings import WeightSettings
 
 
 def group(correct: int, *, samples: int = 4, tokens: int = 10, surprise: float = 0.1) -> GroupReport:

@@ -15,9 +15,9 @@ from entrostat.controller.remote import ControllerActor
 from entrostat.controller.state import ControllerSnapshot
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import UInt8
+from entrostat.protocol.entropy_settings import FixedLaw, LawSettings, ThermostatLaw
 from entrostat.protocol.errors import CheckpointDamaged, ResourceError, StationLost, TaskError, WireError
 from entrostat.protocol.messages import ControllerView, GroupReport, GroupsMissing, Pulse, PulseReply, TrainOrder
-from entrostat.protocol.settings import FixedLaw, LawSettings, ThermostatLaw
 from tests.made_messages import group_of, manifest, run_of, step_of, version
 
 START = version(0)

@@ -7,9 +7,11 @@ from entrostat.controller.events import Missing, Published, StepReported, Ticked
 from entrostat.controller.state import Controller, ControllerSnapshot
 from entrostat.controller.summary import summarise
 from entrostat.protocol import wire
+from entrostat.protocol.entropy_settings import FixedLaw, FullEntropy
 from entrostat.protocol.errors import CheckpointDamaged, TaskError
+from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import GroupsMissing, LeaseCounts, PulseReply
-from entrostat.protocol.settings import FixedLaw, FullEntropy, LearnerSettings, Stations
+from entrostat.protocol.settings import Stations
 from tests.made_messages import (
     LEASE_SECONDS,
     Scene,

@@ -18,8 +18,8 @@ from entrostat.controller.difficulty import (
     expected_weight,
 )
 from entrostat.protocol import wire
+from entrostat.protocol.entropy_settings import WeightSettings
 from entrostat.protocol.errors import CheckpointDamaged
-from entrostat.protocol.settings import WeightSettings
 
 FORMS: tuple[Form, ...] = ("uniform", "hinge", "indicator", "linear")
 POSITIVE = st.floats(0.3, 60.0)

@@ -8,7 +8,7 @@ import torch
 from entrostat.learner import head as heads
 from entrostat.learner.entropy import clamped_entropy, clamped_mass, full_entropy
 from entrostat.learner.head import HeadOutput, head
-from entrostat.protocol.settings import ClampedEntropy, EstimatorSettings, FullEntropy
+from entrostat.protocol.entropy_settings import ClampedEntropy, EstimatorSettings, FullEntropy
 
 ESTIMATORS: tuple[EstimatorSettings, ...] = (ClampedEntropy(drop_fraction=0.3), FullEntropy())
 

@@ -9,7 +9,7 @@ import torch
 
 from entrostat.learner.optimizer import Optimizer, learning_rate
 from entrostat.protocol.errors import NumericsError
-from entrostat.protocol.settings import LearnerSettings
+from entrostat.protocol.learner_settings import LearnerSettings
 from tests.tiny_policy import loaded, make_policy
 
 

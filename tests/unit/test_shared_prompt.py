@@ -19,7 +19,8 @@ from entrostat.learner.batching import Sample
 from entrostat.learner.policy import Policy, freeze
 from entrostat.learner.shared_prompt import objection
 from entrostat.learner.update import Measured, Objective, accumulate
-from entrostat.protocol.settings import ClampedEntropy, LearnerSettings
+from entrostat.protocol.entropy_settings import ClampedEntropy
+from entrostat.protocol.learner_settings import LearnerSettings
 from tests.tiny_policy import WORDS, loaded, make_policy
 
 CPU = torch.device("cpu")

@@ -8,15 +8,9 @@ import torch
 
 from entrostat.actors.engine_setup import prepare_environment
 from entrostat.learner.trainer import Trainer, chosen_threads
+from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import PolicyVersion
-from entrostat.protocol.settings import (
-    EngineSettings,
-    LearnerSettings,
-    ModelSettings,
-    RolloutSettings,
-    SimulatedSettings,
-    VllmSettings,
-)
+from entrostat.protocol.settings import EngineSettings, ModelSettings, RolloutSettings, SimulatedSettings, VllmSettings
 from tests.tiny_policy import make_policy, make_prompts, make_stations
 
 

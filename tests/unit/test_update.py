@@ -16,9 +16,10 @@ from entrostat.learner.optimizer import Optimizer
 from entrostat.learner.policy import Policy, freeze
 from entrostat.learner.trainer import Trainer, chosen_device
 from entrostat.learner.update import Measured, Objective, accumulate
+from entrostat.protocol.entropy_settings import ClampedEntropy
 from entrostat.protocol.errors import EntrostatError, NumericsError, ResourceError
+from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import Group, PolicyVersion
-from entrostat.protocol.settings import ClampedEntropy, LearnerSettings
 from tests.tiny_policy import loaded, make_group, make_order, make_policy, make_prompts, make_stations
 
 VERSION = PolicyVersion(branch=0, step=0)
