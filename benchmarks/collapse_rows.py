@@ -1,0 +1,113 @@
+"""What `benchmarks/collapse.py` compares: two tasks, and for each the same rows.
+
+Every constant of a row was chosen on the tuning seeds, each method with the same number of tries (`TRIES`).
+"""
+
+import msgspec
+
+TUNING_SEEDS = (101,)
+SEEDS = (1, 2, 3)
+PAIRED_SEEDS = (1, 2, 3, 4, 5, 6, 7, 8)
+PAIRED = ("none", "fixed", "flagship")
+SAMPLES = 64  # of each unseen prompt: n of pass@k
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """A task, and what its rows are set to."""
+
+    name: str
+    toml: str
+    steps: int
+    trained: tuple[str, ...]  # levels
+    harder: str  # the level that is not trained on
+    anchor: float  # of the flagship: target = anchor · H_0
+    initial_entropy: float  # nats, of the starting policy: for the laws whose targets are nats
+    balance: float  # ĉ
+    drift: float  # â
+    fixed: float  # the best constant coefficient
+    delta: float  # of bang-bang
+
+    @property
+    def target(self) -> float:
+        """H*, nats."""
+        return self.anchor * self.initial_entropy
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One method."""
+
+    name: str
+    title: str
+    overrides: tuple[str, ...]  # of the task's TOML
+    lag: int = 1
+
+
+def rows(task: Task) -> tuple[Row, ...]:
+    """The methods, then the flagship's ablations, then other ways to keep entropy."""
+    flagship = _law("thermostat", anchor=task.anchor, balance=task.balance, drift=task.drift)
+    band = _law(
+        "band",
+        initial=task.balance,
+        floor=0.01 * task.balance,
+        ceiling=10 * task.balance,
+        low=0.9 * task.target,
+        high=1.1 * task.target,
+        rate=task.balance / task.target / 4,
+    )
+    return (
+        Row(name="none", title="no control", overrides=(_law("fixed", coefficient=0.0),)),
+        Row(name="fixed", title="fixed", overrides=(_law("fixed", coefficient=task.fixed), *PLAIN)),
+        Row(
+            name="bang_bang",
+            title="bang-bang (Skywork-OR1)",
+            overrides=(
+                _law("bang_bang", anchor=task.anchor, delta=task.delta, ceiling=10 * task.balance),
+                FULL,
+                *PLAIN,
+            ),
+        ),
+        Row(name="band", title="band (AEnt)", overrides=(band, *PLAIN)),
+        Row(
+            name="anchored",
+            title="anchored (AER)",
+            overrides=(
+                _law("anchored", anchor=task.anchor, rate=task.balance / task.target / 4, ceiling=10 * task.balance),
+                FULL,
+                'entropy.weight.difficulty="group"',
+                "entropy.weight.minimum=0.0",
+                "entropy.weight.normalise=false",
+            ),
+        ),
+        Row(name="flagship", title="thermostat (flagship)", overrides=(flagship,)),
+        Row(name="without_difficulty", title="flagship, uniform weights", overrides=(flagship, *PLAIN)),
+        Row(name="without_clamp", title="flagship, full entropy", overrides=(flagship, FULL)),
+        Row(
+            name="without_law",
+            title="flagship, bang-bang for its law",
+            overrides=(_law("bang_bang", anchor=task.anchor, delta=task.delta, ceiling=10 * task.balance),),
+        ),
+        Row(
+            name="temperature",
+            title="no control, T = 1.2",
+            overrides=(_law("fixed", coefficient=0.0), "rollout.temperature=1.2"),
+        ),
+        Row(
+            name="clip_higher",
+            title="no control, clip-higher 0.28, 2 minibatches",
+            overrides=(_law("fixed", coefficient=0.0), "learner.loss.clip_high=0.28", "learner.minibatches=2"),
+        ),
+        Row(
+            name="clip_even",
+            title="no control, clip 0.2, 2 minibatches",
+            overrides=(_law("fixed", coefficient=0.0), "learner.minibatches=2"),
+        ),
+    )
+
+
+FULL = 'entropy.estimator={kind="full"}'
+PLAIN = ('entropy.weight.form="uniform"', "entropy.weight.all_wrong_share=1.0", "entropy.weight.entropy_ratio=1e9")
+
+
+def _law(kind: str, **numbers: float) -> str:
+    inside = ", ".join([f'kind="{kind}"', *(f"{name}={number:.6g}" for name, number in numbers.items())])
+    return f"entropy.law={{{inside}}}"
