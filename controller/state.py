@@ -4,12 +4,12 @@ No clock, no input, no output but the log, no randomness that does not follow fr
 the same commands, so that recovery is replay and a bug report is a list of events.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 
 import msgspec
 
-from entrostat.controller.allocation import allocate
 from entrostat.controller.coefficient import LawState, Reading, initial_state, law_step, read
 from entrostat.controller.difficulty import DifficultySnapshot, DifficultyTable
 from entrostat.controller.events import (
@@ -25,8 +25,10 @@ from entrostat.controller.events import (
     StepReported,
     Ticked,
 )
-from entrostat.controller.leases import LeaseBook, LeaseRules, derived_seed
+from entrostat.controller.leases import LeaseBook, lease_rules
+from entrostat.controller.orders import make_order
 from entrostat.controller.prompts import PromptOrder, PromptPosition
+from entrostat.controller.signals import silent
 from entrostat.controller.summary import OrderSummary, summarise
 from entrostat.controller.thermometer import (
     AnchorMix,
@@ -42,7 +44,6 @@ from entrostat.protocol.messages import (
     GroupReport,
     GroupsMissing,
     LeaseCounts,
-    OrderedGroup,
     PolicyVersion,
     Pulse,
     PulseReply,
@@ -51,6 +52,8 @@ from entrostat.protocol.messages import (
     WeightsManifest,
 )
 from entrostat.protocol.settings import Stations
+
+log = logging.getLogger(__name__)
 
 
 class ControllerSnapshot(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -65,6 +68,8 @@ class ControllerSnapshot(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     counts: LeaseCounts
     late_reports: int
     fenced_pulses: int
+    filled_up: int
+    filled_orders: int
 
 
 class Actor(msgspec.Struct):
@@ -112,14 +117,7 @@ class Controller:
         if snapshot is not None:
             self._restore(snapshot, prompts)
         self._book = LeaseBook(
-            LeaseRules(
-                batch=settings.batch.prompts,
-                max_staleness=settings.rollout.max_staleness,
-                last_step=settings.total_steps,
-                samples=settings.rollout.samples_per_prompt,
-                lease_seconds=settings.rollout.lease_seconds,
-                seed=settings.seed,
-            ),
+            lease_rules(settings),
             prompts,
             branch=branch,
             start=step,
@@ -128,12 +126,17 @@ class Controller:
         )
         self._late_reports = snapshot.late_reports if snapshot else 0
         self._fenced_pulses = snapshot.fenced_pulses if snapshot else 0
+        self._filled_up = snapshot.filled_up if snapshot else 0
+        self._filled_orders = snapshot.filled_orders if snapshot else 0
         self._newest = self._version  # that actors may serve
         self._manifest: WeightsManifest | None = None
         self._actors: dict[int, Actor] = {}
         self._now = 0.0
         self._order: TrainOrder | None = None  # under way
-        self._completed: dict[str, int] = {}  # response tokens by level, of all groups completed for it
+        self._silent = 0  # groups of its batch without an advantage signal
+        self._left_out: list[GroupReport] = []  # filtered since the last order that was trained …
+        self._told: tuple[GroupReport, ...] = ()  # … and those of them that count in the summary of the last order
+        self._completed: dict[str, int] = {}  # response tokens by level, of all groups completed for that order
         self._summary = OrderSummary(staleness=(0,) * (settings.rollout.max_staleness + 1))
 
     def apply(self, event: Event) -> tuple[Command, ...]:
@@ -193,6 +196,11 @@ class Controller:
         return self._fenced_pulses
 
     @property
+    def filled_up(self) -> int:
+        """Groups without an advantage signal that were trained all the same, because a filter had left out its most."""
+        return self._filled_up
+
+    @property
     def actors(self) -> int:
         """Rollout actors heard from within the last lease's deadline."""
         since = self._now - self._settings.rollout.lease_seconds
@@ -238,6 +246,8 @@ class Controller:
             counts=self._book.counts(),
             late_reports=self._late_reports,
             fenced_pulses=self._fenced_pulses,
+            filled_up=self._filled_up,
+            filled_orders=self._filled_orders,
         )
 
     def _restore(self, snapshot: ControllerSnapshot, prompts: PromptOrder) -> None:
@@ -274,7 +284,7 @@ class Controller:
         leases = self._book.grant(holder, room=pulse.room, serves=pulse.version, newest=self._newest, at=self._now)
         known = self._manifest is None or self._manifest.version == pulse.version
         reply = PulseReply(leases=leases, ended=ended, manifest=None if known else self._manifest, fenced=False)
-        return (Reply(reply=reply), *_discard((*evicted, *useless)))
+        return (Reply(reply=reply), *_discard((*evicted, *useless, *self._drop_filtered())))
 
     def _take_reports(self, reports: Sequence[GroupReport]) -> tuple[int, ...]:
         """Accepts reports of running leases; returns the leases of the others whose groups nobody will ask for."""
@@ -289,6 +299,12 @@ class Controller:
                 useless.append(report.lease_id)
         return tuple(useless)
 
+    def _drop_filtered(self) -> tuple[int, ...]:
+        """The leases that were filtered just now; their groups count in the next order's summary."""
+        filtered = self._book.take_filtered()
+        self._left_out += filtered
+        return tuple(report.lease_id for report in filtered)
+
     def _published(self, manifest: WeightsManifest) -> tuple[Command, ...]:
         if manifest.version.branch == self._version.branch and manifest.version >= self._newest:
             self._newest, self._manifest = manifest.version, manifest
@@ -299,44 +315,22 @@ class Controller:
     def _order_requested(self) -> tuple[Command, ...]:
         if self._order is not None:
             return (Order(order=self._order),)
-        stale = _discard(self._book.drop_stale(self._version.step))
-        reports = self._book.order(self._now)
-        if not reports:
-            return stale
-        self._order = self._make_order(reports)
-        self._summary = summarise(reports, self._version.step, self._settings.rollout.max_staleness)
-        self._completed = completed_tokens(
-            (self._difficulty.level_of(report.prompt_id), report.lengths) for report in reports
-        )
-        return (*stale, Order(order=self._order))
-
-    def _make_order(self, reports: Sequence[GroupReport]) -> TrainOrder:
-        """The batch, with the weight of each group and its coefficient λ_q = α·w̄_q."""
         law = self.reading
-        weights = allocate(
-            self._difficulty.weights([report.prompt_id for report in reports], self._version.step),
-            reports,
-            initial_entropy=law.initial_entropy,
-            settings=self._settings.entropy.weight,
+        stale = self._book.drop_stale(self._version.step)
+        reports = self._book.order(self._now, along=law.coefficient > 0.0)
+        useless = _discard((*stale, *self._drop_filtered()))
+        if not reports:
+            return useless
+        self._order = make_order(
+            reports, version=self._version, law=law, difficulty=self._difficulty, settings=self._settings
         )
-        return TrainOrder(
-            version=self._version,
-            groups=tuple(
-                OrderedGroup(
-                    lease_id=report.lease_id,
-                    prompt_id=report.prompt_id,
-                    level=self._difficulty.level_of(report.prompt_id),
-                    in_policy=True,
-                    weight=float(weight),
-                    coefficient=law.coefficient * float(weight),
-                )
-                for report, weight in zip(reports, weights, strict=True)
-            ),
-            coefficient=law.coefficient,
-            sample_balance=law.sample_balance,
-            usual_entropy=math.nan if law.usual_entropy is None else law.usual_entropy,
-            seed=derived_seed(self._settings.seed, "order", self._version.step),
+        self._silent = sum(silent(report) for report in reports[: self._settings.batch.prompts])
+        self._told = tuple(self._left_out)
+        self._summary = summarise(reports, self._version.step, self._settings.rollout.max_staleness, self._told)
+        self._completed = completed_tokens(
+            (self._difficulty.level_of(report.prompt_id), report.lengths) for report in (*reports, *self._told)
         )
+        return (*useless, Order(order=self._order))
 
     def _step_reported(self, report: StepReport) -> tuple[Command, ...]:
         """Steps the law once; a report that does not answer the order under way (a repetition) changes nothing."""
@@ -344,6 +338,8 @@ class Controller:
         if self._order is None or report.measured != self._version or report.version != made:
             return ()
         self._step_law(report)
+        self._left_out = self._left_out[len(self._told) :]
+        self._count_fillers()
         self._order = None
         self._version = made
         return _discard(self._book.train())
@@ -361,11 +357,28 @@ class Controller:
         if self._law.intake.accepted > before.accepted:
             self._mix, self._measured = mix, measurement.entropy
 
+    def _count_fillers(self) -> None:
+        """Counts groups without a signal in a batch that was trained in spite of a filter; says so now and then."""
+        if self._settings.batch.filter == "none" or not self._silent:
+            return
+        self._filled_up += self._silent
+        self._filled_orders += 1
+        if self._filled_orders & (self._filled_orders - 1) == 0:
+            log.warning(
+                "%d of the %d groups of order %s have equal rewards throughout: batch.refill = %g times batch.prompts "
+                "groups did not hold enough others (%d orders so far)",
+                self._silent,
+                self._settings.batch.prompts,
+                self._version,
+                self._settings.batch.refill,
+                self._filled_orders,
+            )
+
     def _missing(self, missing: GroupsMissing) -> tuple[Command, ...]:
         if self._order is not None and missing.version == self._order.version:
             self._book.give_up(missing.lease_ids)
             self._order = None
-        return ()
+        return _discard(self._drop_filtered())
 
 
 def _discard(leases: tuple[int, ...]) -> tuple[Command, ...]:

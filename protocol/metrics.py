@@ -74,6 +74,12 @@ LEASES_GRANTED = _row("controller", "counter", "leases_granted_total", "Leases g
 LEASES_ENDED = _row(
     "controller", "counter", "leases_ended_total", "Leases ended, by outcome.", labels=(("outcome", OUTCOMES),)
 )
+FILLED_UP = _row(
+    "controller",
+    "counter",
+    "filled_up_groups_total",
+    "Groups of equal rewards that were trained all the same, because the filter had left out its most.",
+)
 LEASES_RUNNING = _row("controller", "gauge", "leases_running", "Leases under way.")
 GROUPS_READY = _row("controller", "gauge", "groups_ready", "Finished groups that wait for a batch.")
 LATE_REPORTS = _row("controller", "counter", "late_reports_total", "Reports of leases that had ended.")
@@ -105,8 +111,10 @@ MEASURED = _row(
     labels=(("estimator", ()),),
 )
 LAW_FROZEN = _row("controller", "counter", "law_frozen_total", "Measurements the control law refused.")
-REWARD = _row("controller", "gauge", "reward", "Mean reward of the last order.")
-PASS_RATE = _row("controller", "gauge", "pass_ratio", "Share of correct samples in the last order.")
+REWARD = _row("controller", "gauge", "reward", "Mean reward of all groups completed for the last order.")
+PASS_RATE = _row(
+    "controller", "gauge", "pass_ratio", "Share of correct samples of all groups completed for the last order."
+)
 ACTORS = _row("controller", "gauge", "actors", "Rollout actors heard from within a lease's deadline.")
 
 # ── learner ──────────────────────────────────────────────────────────────────────────────────────────────────────────
