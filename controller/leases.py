@@ -1,10 +1,11 @@
 """The lease book: who samples which prompt, until when, and how each lease ended: exactly one way.
 
     granted → running ─┬→ ready ─┬→ ordered ─┬→ trained
-                       │         │     ↑ ↓   ├→ lost       (the buffer no longer has its group)
-                       │         │   ready   │             (its order was given up)
-                       └→ expired└→ stale    └
-                       │         └→ filtered               (kept for its bonus, but not needed)
+                       │         │     ↑ ↓   └→ lost       (the buffer no longer has its group)
+                       │         │    ready                (its order was given up)
+                       │         ├→ stale
+                       │         └→ filtered               (waited to come along, but was not needed)
+                       ├→ expired
                        └→ filtered                         (without an advantage signal)
 
 Staleness is bounded by construction. With B prompts a batch and S versions of staleness, an actor that serves step `v`

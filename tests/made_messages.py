@@ -18,7 +18,7 @@ from entrostat.controller.events import (
 )
 from entrostat.controller.state import Controller
 from entrostat.protocol import wire
-from entrostat.protocol.entropy_settings import EntropySettings, LawSettings, ThermostatLaw
+from entrostat.protocol.entropy_settings import EntropySettings, LawSettings, ThermostatLaw, WeightSettings
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import (
     GroupReport,
@@ -48,6 +48,7 @@ from entrostat.protocol.settings import (
 
 LEASE_SECONDS = 10.0
 THERMOSTAT = ThermostatLaw(balance=0.1, drift=0.01)
+UNCHANGED = WeightSettings()
 
 
 def run_of(
@@ -56,10 +57,12 @@ def run_of(
     staleness: int = 1,
     lease_seconds: float = LEASE_SECONDS,
     law: LawSettings = THERMOSTAT,
+    weight: WeightSettings = UNCHANGED,
+    refill: float = 0.0,
     directory: str = "/nowhere",
     port: int = 0,
 ) -> Stations:
-    """The settings of a small simulated run, with four samples a prompt."""
+    """The settings of a small simulated run, with four samples a prompt; `refill` switches the filter on."""
     return Stations(
         run="test",
         directory=directory,
@@ -68,12 +71,14 @@ def run_of(
         model=ModelSettings(path="none"),
         tasks=(),
         evaluation_tasks=(),
-        batch=BatchSettings(prompts=batch),
+        batch=BatchSettings(prompts=batch, filter="zero_variance", refill=refill)
+        if refill
+        else BatchSettings(prompts=batch),
         rollout=RolloutSettings(
             engine=SimulatedSettings(), samples_per_prompt=4, max_staleness=staleness, lease_seconds=lease_seconds
         ),
         verifier=VerifierSettings(),
-        entropy=EntropySettings(law=law),
+        entropy=EntropySettings(law=law, weight=weight),
         learner=LearnerSettings(),
         metrics_host="127.0.0.1",
         metrics_port=port,
@@ -240,9 +245,12 @@ class Scene:
         return order
 
 
-def scene(prompts: int = 10, batch: int = 2, staleness: int = 1) -> Scene:
+def scene(
+    prompts: int = 10, batch: int = 2, staleness: int = 1, *, law: LawSettings = THERMOSTAT, refill: float = 0.0
+) -> Scene:
     """A scene at the start of a run; every second prompt is of the level "hard"."""
-    return Scene(Controller(run_of(batch=batch, staleness=staleness), ["easy", "hard"] * (prompts // 2)))
+    run = run_of(batch=batch, staleness=staleness, law=law, refill=refill)
+    return Scene(Controller(run, ["easy", "hard"] * (prompts // 2)))
 
 
 def frame(controller: Controller) -> bytes:
@@ -252,5 +260,5 @@ def frame(controller: Controller) -> bytes:
 
 def sums_up(counts: LeaseCounts) -> bool:
     """Whether every lease granted is under way or ended in exactly one way."""
-    ends = counts.trained + counts.expired + counts.stale + counts.lost + counts.rewound
+    ends = counts.trained + counts.filtered + counts.expired + counts.stale + counts.lost + counts.rewound
     return counts.granted == counts.running + counts.ready + counts.ordered + ends
