@@ -51,6 +51,7 @@ __all__ = [
     "band_step",
     "bang_bang_step",
     "gains",
+    "gives_bonus",
     "initial_state",
     "law_step",
     "pi_step",
@@ -162,6 +163,11 @@ def initial_state(law: LawSettings, *, momentum: float = 0.9) -> LawState:
             return QuadraticState(intake=Intake(), coefficient=0.0)
         case SampleBalanceLaw():
             return SampleBalanceState(intake=Intake())
+
+
+def gives_bonus(law: LawSettings) -> bool:
+    """Whether the law ever adds entropy to the objective."""
+    return not isinstance(law, SampleBalanceLaw) and not (isinstance(law, FixedLaw) and law.coefficient == 0.0)
 
 
 def anchor_orders(law: LawSettings) -> int:

@@ -28,10 +28,10 @@ from typing import Literal
 
 import msgspec
 
+from entrostat.controller.coefficient import gives_bonus
 from entrostat.controller.prompts import PromptOrder, PromptPosition
 from entrostat.controller.sieve import Sieve
 from entrostat.controller.signals import silent
-from entrostat.protocol.entropy_settings import FixedLaw, SampleBalanceLaw
 from entrostat.protocol.messages import GroupReport, Lease, LeaseCounts, PolicyVersion
 from entrostat.protocol.settings import Stations
 
@@ -70,8 +70,7 @@ class LeaseRules(msgspec.Struct, frozen=True, kw_only=True):
 
 def lease_rules(settings: Stations) -> LeaseRules:
     """A run's rules; all-wrong groups are kept, half a batch of them, where its law has a bonus for them."""
-    law, batch = settings.entropy.law, settings.batch
-    bonus = not isinstance(law, SampleBalanceLaw) and not (isinstance(law, FixedLaw) and law.coefficient == 0.0)
+    batch, bonus = settings.batch, gives_bonus(settings.entropy.law)
     return LeaseRules(
         batch=batch.prompts,
         max_staleness=settings.rollout.max_staleness,
