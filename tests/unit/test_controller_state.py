@@ -182,21 +182,44 @@ def test_the_run_says_which_entropy_drives_the_law(
 
 
 def test_batches_of_another_mix_of_levels_do_not_move_the_law() -> None:
-    def levels(easy: int, hard: int) -> tuple[LevelEntropy, ...]:
-        return tuple(
-            LevelEntropy(level=level, tokens=tokens, entropy=h, clamped_entropy=h, sampled_entropy=h)
-            for level, tokens, h in (("easy", easy, 0.1), ("hard", hard, 0.5))
-        )
-
     s = scene(batch=2)
     told = []
     for easy, hard in ((12, 12), (23, 1), (1, 23), (20, 4), (24, 0)):
-        s.step(clamped=(0.1 * easy + 0.5 * hard) / 24, levels=levels(easy, hard))
+        s.step(clamped=(0.1 * easy + 0.5 * hard) / 24, levels=mixed(easy, hard))
         told.append(s.controller.measured_entropy)
     # An order has a group of each level, with as many tokens each; the last one's report has but one.
     assert told == pytest.approx([0.3] * 4 + [0.1])
     assert s.controller.view().initial_entropy == pytest.approx(0.3)
     assert s.controller.snapshot().mix.shares == {"easy": 0.5, "hard": 0.5}
+
+
+def mixed(easy: int, hard: int, *, h: tuple[float, float] = (0.1, 0.5)) -> tuple[LevelEntropy, ...]:
+    return tuple(
+        LevelEntropy(level=level, tokens=tokens, entropy=each, clamped_entropy=each, sampled_entropy=each)
+        for level, tokens, each in (("easy", easy, h[0]), ("hard", hard, h[1]))
+    )
+
+
+def test_the_first_entropy_is_measured_at_the_mix_of_all_orders_that_make_it() -> None:
+    s = scene(batch=1, staleness=0, prompts=40)
+    levels = []
+    for _ in range(3):
+        order = s.step(clamped=0.9, levels=mixed(12, 12))
+        levels.append(order.groups[0].level)
+    hard = levels.count("hard") / 3
+    assert 0 < hard < 1  # or the orders would all be of one mix
+    assert s.controller.view().initial_entropy == pytest.approx(0.1 * (1 - hard) + 0.5 * hard)
+
+
+def test_a_measurement_that_is_refused_leaves_the_mix_alone() -> None:
+    s = scene(batch=2, staleness=0, prompts=40)
+    s.step(clamped=0.3, levels=mixed(12, 12))
+    before = s.controller.snapshot().mix
+    s.step(clamped=math.nan, levels=mixed(12, 12, h=(0.1, math.nan)))
+    assert s.controller.snapshot().mix == before
+    assert s.controller.measured_entropy == pytest.approx(0.3)
+    s.step(clamped=0.3, levels=mixed(12, 12))
+    assert s.controller.snapshot().mix != before
 
 
 def test_an_order_carries_the_balance_of_samples_and_the_usual_entropy() -> None:
@@ -326,8 +349,14 @@ def test_each_filtered_group_counts_in_one_summary() -> None:
     s.serves = 1
     s.apply(Published(manifest=manifest(1)))
     sample(s, [2])
-    trained(s)
+    order = s.order()
+    assert order is not None
+    sample(s, [4])  # while the learner is busy
+    s.apply(StepReported(report=step_of(order), at=0.0))
     assert s.controller.view().pass_rate == 0.5
+    sample(s, [1])
+    trained(s)
+    assert s.controller.view().pass_rate == (4 + 1) / 8
 
 
 def test_all_wrong_groups_come_along_outside_the_policy_term() -> None:
