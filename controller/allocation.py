@@ -4,6 +4,10 @@
 
 so that the token-weighted mean of w̄ is 1 wherever no bound acts, and below it otherwise. Raw, as AER has it, the weight
 is not scaled: w̄_q = min(cap, w_q), and the bonus as a whole fades as prompts get solved. The bounds are the same.
+
+Whose part is what: a weight by the difficulty of each prompt is AER's (arXiv 2510.10959); the normalising and every
+bound are ours. All-wrong groups have no opposing gradient: with an `all_wrong_share` of 0 they get no bonus, with 1 all
+of theirs.
 """
 
 from collections.abc import Sequence
@@ -12,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entrostat.controller.difficulty import Float64
+from entrostat.controller.signals import all_wrong, silent
 from entrostat.protocol.entropy_settings import WeightSettings
 from entrostat.protocol.messages import GroupReport
 
@@ -44,10 +49,9 @@ def allocate(
         `[groups]` float64; token-weighted mean ≤ 1 when normalised, each ≤ w_q when raw.
     """
     tokens = np.array([sum(report.lengths) for report in reports], dtype=np.float64)
-    silent = np.array([max(report.rewards) == min(report.rewards) for report in reports], dtype=np.bool_)
-    if bool(silent.all()):
+    if all(silent(report) for report in reports):
         return np.zeros_like(weights)
-    wrong = silent & np.array(["correct" not in report.statuses for report in reports], dtype=np.bool_)
+    wrong = np.array([all_wrong(report) for report in reports], dtype=np.bool_)
     share = settings.all_wrong_share
     limited = _limit_share(np.where(weights < NEGLIGIBLE, 0.0, weights), tokens, wrong, share)
     total = float(np.sum(tokens * limited))

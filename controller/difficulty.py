@@ -9,6 +9,10 @@ The clock is policy versions, not visits. With half-life `h`, samples drawn `Δ`
 m0 is the prior's strength in samples. `p_level = (s + ½) / (s + f + 1)` of the level's own decayed counts, so that a
 level of which nothing is known starts at ½ and the prior never degenerates. The expectation is of the weight, not the
 weight of the expectation: a prompt of which little is known keeps some weight.
+
+That is `difficulty = "streaming"`, and it is ours. AER (arXiv 2510.10959) publishes a weight by the pass rate g of the
+group itself, at once: `difficulty = "group"`, w_q = w(g) by `group_weights`, without prior, decay or w_min. AER as
+published is "group" with `normalise = false`, under the anchored law; the form of w is ours in both.
 """
 
 from collections.abc import Sequence
@@ -22,6 +26,7 @@ from scipy.special import betainc  # pyright: ignore[reportMissingTypeStubs]
 from entrostat.protocol.arrays import Float32, Int32
 from entrostat.protocol.entropy_settings import WeightSettings
 from entrostat.protocol.errors import CheckpointDamaged
+from entrostat.protocol.messages import GroupReport
 
 Float64 = NDArray[np.float64]
 Form = Literal["uniform", "hinge", "indicator", "linear"]
@@ -64,6 +69,12 @@ def expected_weight(a: Float64, b: Float64, *, form: Form, threshold: float) -> 
     if form == "linear":
         return 1.0 - mean
     return np.ones_like(mean)
+
+
+def group_weights(reports: Sequence[GroupReport], settings: WeightSettings) -> Float64:
+    """`[groups]` w(g) of each group's own pass rate, raw: AER's, see above."""
+    rates = [report.statuses.count("correct") / len(report.statuses) for report in reports]
+    return difficulty_weight(rates, form=settings.form, threshold=settings.threshold)
 
 
 class CountsSnapshot(msgspec.Struct, frozen=True, kw_only=True):

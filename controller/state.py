@@ -4,12 +4,13 @@ No clock, no input, no output but the log, no randomness that does not follow fr
 the same commands, so that recovery is replay and a bug report is a list of events.
 """
 
+import logging
+import math
 from collections.abc import Sequence
 
 import msgspec
 
-from entrostat.controller.allocation import allocate
-from entrostat.controller.coefficient import LawState, Measurement, Reading, initial_state, law_step, read
+from entrostat.controller.coefficient import LawState, Reading, initial_state, law_step, read
 from entrostat.controller.difficulty import DifficultySnapshot, DifficultyTable
 from entrostat.controller.events import (
     Command,
@@ -24,17 +25,25 @@ from entrostat.controller.events import (
     StepReported,
     Ticked,
 )
-from entrostat.controller.leases import LeaseBook, LeaseRules, derived_seed
+from entrostat.controller.leases import LeaseBook, lease_rules
+from entrostat.controller.orders import make_order
 from entrostat.controller.prompts import PromptOrder, PromptPosition
+from entrostat.controller.signals import silent
 from entrostat.controller.summary import OrderSummary, summarise
-from entrostat.protocol.entropy_settings import ClampedEntropy
+from entrostat.controller.thermometer import (
+    AnchorMix,
+    Estimator,
+    bonus_estimator,
+    completed_tokens,
+    driving_estimator,
+    measure,
+)
 from entrostat.protocol.errors import CheckpointDamaged, TaskError
 from entrostat.protocol.messages import (
     ControllerView,
     GroupReport,
     GroupsMissing,
     LeaseCounts,
-    OrderedGroup,
     PolicyVersion,
     Pulse,
     PulseReply,
@@ -44,18 +53,23 @@ from entrostat.protocol.messages import (
 )
 from entrostat.protocol.settings import Stations
 
+log = logging.getLogger(__name__)
+
 
 class ControllerSnapshot(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """controller → checkpoint → controller. All that can't be computed again; leases under way count as put back."""
 
     version: PolicyVersion
     law: LawState
+    mix: AnchorMix
     difficulty: DifficultySnapshot
     position: PromptPosition
     next_lease: int
     counts: LeaseCounts
     late_reports: int
     fenced_pulses: int
+    filled_up: int
+    filled_orders: int
 
 
 class Actor(msgspec.Struct):
@@ -93,6 +107,9 @@ class Controller:
         self._settings = settings
         self._version = PolicyVersion(branch=branch, step=step)
         self._law = initial_state(settings.entropy.law, momentum=settings.learner.betas[0])
+        self._driving: Estimator = driving_estimator(settings.entropy)
+        self._mix = AnchorMix()
+        self._measured = math.nan
         self._difficulty = DifficultyTable(levels, settings.entropy.weight)
         prompts = PromptOrder(
             len(levels), settings.seed, shuffle=settings.batch.shuffle, levels=self._difficulty.level_numbers
@@ -100,14 +117,7 @@ class Controller:
         if snapshot is not None:
             self._restore(snapshot, prompts)
         self._book = LeaseBook(
-            LeaseRules(
-                batch=settings.batch.prompts,
-                max_staleness=settings.rollout.max_staleness,
-                last_step=settings.total_steps,
-                samples=settings.rollout.samples_per_prompt,
-                lease_seconds=settings.rollout.lease_seconds,
-                seed=settings.seed,
-            ),
+            lease_rules(settings),
             prompts,
             branch=branch,
             start=step,
@@ -116,11 +126,17 @@ class Controller:
         )
         self._late_reports = snapshot.late_reports if snapshot else 0
         self._fenced_pulses = snapshot.fenced_pulses if snapshot else 0
+        self._filled_up = snapshot.filled_up if snapshot else 0
+        self._filled_orders = snapshot.filled_orders if snapshot else 0
         self._newest = self._version  # that actors may serve
         self._manifest: WeightsManifest | None = None
         self._actors: dict[int, Actor] = {}
         self._now = 0.0
         self._order: TrainOrder | None = None  # under way
+        self._silent = 0  # groups of its batch without an advantage signal
+        self._left_out: list[GroupReport] = []  # filtered since the last order that was trained …
+        self._told: tuple[GroupReport, ...] = ()  # … and those of them that count in the summary of the last order
+        self._completed: dict[str, int] = {}  # response tokens by level, of all groups completed for that order
         self._summary = OrderSummary(staleness=(0,) * (settings.rollout.max_staleness + 1))
 
     def apply(self, event: Event) -> tuple[Command, ...]:
@@ -155,6 +171,16 @@ class Controller:
         return read(self._settings.entropy.law, self._law)
 
     @property
+    def measured_entropy(self) -> float:
+        """What the law was told last, nats; NaN before the first time."""
+        return self._measured
+
+    @property
+    def bonus_estimator(self) -> Estimator:
+        """Which entropy the bonus is on."""
+        return bonus_estimator(self._settings.entropy)
+
+    @property
     def counts(self) -> LeaseCounts:
         """How many leases were granted, and where each of them is."""
         return self._book.counts()
@@ -170,6 +196,11 @@ class Controller:
         return self._fenced_pulses
 
     @property
+    def filled_up(self) -> int:
+        """Groups without an advantage signal that were trained all the same, because a filter had left out its most."""
+        return self._filled_up
+
+    @property
     def actors(self) -> int:
         """Rollout actors heard from within the last lease's deadline."""
         since = self._now - self._settings.rollout.lease_seconds
@@ -181,8 +212,8 @@ class Controller:
         return ControllerView(
             version=self._version,
             coefficient=law.coefficient,
-            sample_balance=0.0,
-            measured="clamped",
+            sample_balance=law.sample_balance,
+            measured=self._driving,
             target=law.target,
             low=law.low,
             high=law.high,
@@ -208,12 +239,15 @@ class Controller:
         return ControllerSnapshot(
             version=self._version,
             law=self._law,
+            mix=self._mix,
             difficulty=self._difficulty.snapshot(),
             position=self._book.position(),
             next_lease=self._book.next_number,
             counts=self._book.counts(),
             late_reports=self._late_reports,
             fenced_pulses=self._fenced_pulses,
+            filled_up=self._filled_up,
+            filled_orders=self._filled_orders,
         )
 
     def _restore(self, snapshot: ControllerSnapshot, prompts: PromptOrder) -> None:
@@ -227,7 +261,7 @@ class Controller:
                 f"the controller's snapshot holds a {type(snapshot.law).__name__}; the run's law needs a "
                 f"{type(self._law).__name__}: resume with the law the run was started with"
             )
-        self._law = snapshot.law
+        self._law, self._mix = snapshot.law, snapshot.mix
         self._difficulty.restore(snapshot.difficulty)
         prompts.restore(snapshot.position)
 
@@ -250,7 +284,7 @@ class Controller:
         leases = self._book.grant(holder, room=pulse.room, serves=pulse.version, newest=self._newest, at=self._now)
         known = self._manifest is None or self._manifest.version == pulse.version
         reply = PulseReply(leases=leases, ended=ended, manifest=None if known else self._manifest, fenced=False)
-        return (Reply(reply=reply), *_discard((*evicted, *useless)))
+        return (Reply(reply=reply), *_discard((*evicted, *useless, *self._drop_filtered())))
 
     def _take_reports(self, reports: Sequence[GroupReport]) -> tuple[int, ...]:
         """Accepts reports of running leases; returns the leases of the others whose groups nobody will ask for."""
@@ -265,6 +299,12 @@ class Controller:
                 useless.append(report.lease_id)
         return tuple(useless)
 
+    def _drop_filtered(self) -> tuple[int, ...]:
+        """The leases that were filtered just now; their groups count in the next order's summary."""
+        filtered = self._book.take_filtered()
+        self._left_out += filtered
+        return tuple(report.lease_id for report in filtered)
+
     def _published(self, manifest: WeightsManifest) -> tuple[Command, ...]:
         if manifest.version.branch == self._version.branch and manifest.version >= self._newest:
             self._newest, self._manifest = manifest.version, manifest
@@ -275,63 +315,70 @@ class Controller:
     def _order_requested(self) -> tuple[Command, ...]:
         if self._order is not None:
             return (Order(order=self._order),)
-        stale = _discard(self._book.drop_stale(self._version.step))
-        reports = self._book.order(self._now)
-        if not reports:
-            return stale
-        self._order = self._make_order(reports)
-        self._summary = summarise(reports, self._version.step, self._settings.rollout.max_staleness)
-        return (*stale, Order(order=self._order))
-
-    def _make_order(self, reports: Sequence[GroupReport]) -> TrainOrder:
-        """The batch, with the weight of each group and its coefficient λ_q = α·w̄_q."""
         law = self.reading
-        weights = allocate(
-            self._difficulty.weights([report.prompt_id for report in reports], self._version.step),
-            reports,
-            initial_entropy=law.initial_entropy,
-            settings=self._settings.entropy.weight,
+        stale = self._book.drop_stale(self._version.step)
+        reports = self._book.order(self._now, along=law.coefficient > 0.0)
+        useless = _discard((*stale, *self._drop_filtered()))
+        if not reports:
+            return useless
+        self._order = make_order(
+            reports, version=self._version, law=law, difficulty=self._difficulty, settings=self._settings
         )
-        return TrainOrder(
-            version=self._version,
-            groups=tuple(
-                OrderedGroup(
-                    lease_id=report.lease_id,
-                    prompt_id=report.prompt_id,
-                    level=self._difficulty.level_of(report.prompt_id),
-                    in_policy=True,
-                    weight=float(weight),
-                    coefficient=law.coefficient * float(weight),
-                )
-                for report, weight in zip(reports, weights, strict=True)
-            ),
-            coefficient=law.coefficient,
-            sample_balance=0.0,
-            usual_entropy=float("nan"),
-            seed=derived_seed(self._settings.seed, "order", self._version.step),
+        self._silent = sum(silent(report) for report in reports[: self._settings.batch.prompts])
+        self._told = tuple(self._left_out)
+        self._summary = summarise(reports, self._version.step, self._settings.rollout.max_staleness, self._told)
+        self._completed = completed_tokens(
+            (self._difficulty.level_of(report.prompt_id), report.lengths) for report in (*reports, *self._told)
         )
+        return (*useless, Order(order=self._order))
 
     def _step_reported(self, report: StepReport) -> tuple[Command, ...]:
         """Steps the law once; a report that does not answer the order under way (a repetition) changes nothing."""
         made = PolicyVersion(branch=self._version.branch, step=self._version.step + 1)
         if self._order is None or report.measured != self._version or report.version != made:
             return ()
-        clamped = isinstance(self._settings.entropy.estimator, ClampedEntropy)
-        measurement = Measurement(
-            version=report.measured,
-            entropy=report.clamped_entropy if clamped else report.entropy,
-            tokens=report.response_tokens,
-        )
-        self._law = law_step(self._settings.entropy.law, self._law, measurement)
+        self._step_law(report)
+        self._left_out = self._left_out[len(self._told) :]
+        self._count_fillers()
         self._order = None
         self._version = made
         return _discard(self._book.train())
+
+    def _step_law(self, report: StepReport) -> None:
+        before = self._law.intake
+        measurement, mix = measure(
+            report,
+            self._driving,
+            mix=self._mix,
+            completed=self._completed,
+            anchoring=before.initial_entropy is None,
+        )
+        self._law = law_step(self._settings.entropy.law, self._law, measurement)
+        if self._law.intake.accepted > before.accepted:
+            self._mix, self._measured = mix, measurement.entropy
+
+    def _count_fillers(self) -> None:
+        """Counts groups without a signal in a batch that was trained in spite of a filter; says so now and then."""
+        if self._settings.batch.filter == "none" or not self._silent:
+            return
+        self._filled_up += self._silent
+        self._filled_orders += 1
+        if self._filled_orders & (self._filled_orders - 1) == 0:
+            log.warning(
+                "%d of the %d groups of order %s have equal rewards throughout: batch.refill = %g times batch.prompts "
+                "groups did not hold enough others (%d orders so far)",
+                self._silent,
+                self._settings.batch.prompts,
+                self._version,
+                self._settings.batch.refill,
+                self._filled_orders,
+            )
 
     def _missing(self, missing: GroupsMissing) -> tuple[Command, ...]:
         if self._order is not None and missing.version == self._order.version:
             self._book.give_up(missing.lease_ids)
             self._order = None
-        return ()
+        return _discard(self._drop_filtered())
 
 
 def _discard(leases: tuple[int, ...]) -> tuple[Command, ...]:

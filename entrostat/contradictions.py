@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from entrostat.actors.tasks.jsonl import count_rows
-from entrostat.protocol.entropy_settings import BandLaw, ThermostatLaw
+from entrostat.protocol.entropy_settings import (
+    BandLaw,
+    BangBangLaw,
+    ClampedEntropy,
+    PiLaw,
+    QuadraticLaw,
+    SampleBalanceLaw,
+    SmoothedTokens,
+    ThermostatLaw,
+    TopKEntropy,
+)
 from entrostat.protocol.settings import Jsonl, SimulatedSettings, TaskSettings, VllmSettings
 from entrostat.validate import Problem
 
@@ -49,7 +59,11 @@ def contradictions(config: "RunConfig", evaluation_without_tasks: bool) -> list[
         *_evaluation(config, evaluation_without_tasks),
         *_lengths(config),
         *_law(config),
+        *_targets(config),
+        *_entropy(config),
+        *_filter(config),
         *_learner(config),
+        *_ratio(config),
     ]
 
 
@@ -151,6 +165,66 @@ def _law(config: "RunConfig") -> Iterator[Problem]:
             )
 
 
+def _targets(config: "RunConfig") -> Iterator[Problem]:
+    """Of the laws whose target is a number of nats, or a share of H_0."""
+    law, place = config.entropy.law, ("entropy", "law")
+    if isinstance(law, BangBangLaw | PiLaw) and not law.floor < law.ceiling:
+        yield Problem((*place, "floor"), f"= {law.floor:g} is not below ceiling = {law.ceiling:g}")
+    elif isinstance(law, BangBangLaw):
+        if not law.floor <= law.initial <= law.ceiling:
+            yield Problem(
+                (*place, "initial"),
+                f"= {law.initial:g} is outside the box floor = {law.floor:g} … ceiling = {law.ceiling:g}",
+            )
+        if law.delta >= law.ceiling - law.floor:
+            yield Problem(
+                (*place, "delta"),
+                f"= {law.delta:g} crosses the box floor = {law.floor:g} … ceiling = {law.ceiling:g} in one step",
+            )
+    if isinstance(law, PiLaw | SampleBalanceLaw) and law.proportional == law.integral == 0:
+        yield Problem((*place, "proportional"), "and integral are both 0: the law would never act")
+    if isinstance(law, BangBangLaw | PiLaw | QuadraticLaw | SampleBalanceLaw):
+        facts = model_facts(config.model.path)
+        if facts and facts.vocab_size and law.target >= math.log(facts.vocab_size):
+            yield Problem(
+                (*place, "target"),
+                f"= {law.target:g} nats can't be reached: {facts.vocab_size} tokens have an entropy of at most "
+                f"{math.log(facts.vocab_size):.2f}",
+            )
+
+
+def _entropy(config: "RunConfig") -> Iterator[Problem]:
+    estimator, tokens = config.entropy.estimator, config.entropy.tokens
+    facts = model_facts(config.model.path)
+    vocabulary = facts.vocab_size if facts else 0
+    if isinstance(estimator, ClampedEntropy):
+        share, place = estimator.drop_fraction, ("entropy", "estimator", "drop_fraction")
+        dropped = math.floor(share * vocabulary)
+        if share == 0 or (vocabulary and dropped == 0):
+            of = f" of {vocabulary} tokens" if vocabulary else ""
+            yield Problem(place, f'= {share:g} drops none{of}: raise it, or say kind = "full"')
+        elif vocabulary and dropped >= vocabulary - 1:
+            yield Problem(place, f"= {share:g} leaves one of {vocabulary} tokens, which has no entropy: lower it")
+    if isinstance(estimator, TopKEntropy):
+        place = ("entropy", "estimator", "k")
+        if estimator.k == 1:
+            yield Problem(place, "= 1: a single token has no entropy; raise it")
+        elif vocabulary and estimator.k >= vocabulary:
+            yield Problem(place, f'= {estimator.k} is all {vocabulary} tokens: lower it, or say kind = "full"')
+    if isinstance(tokens, SmoothedTokens) and not tokens.low < tokens.high:
+        yield Problem(("entropy", "tokens", "low"), f"= {tokens.low:g} is not below high = {tokens.high:g}")
+
+
+def _filter(config: "RunConfig") -> Iterator[Problem]:
+    batch = config.batch
+    if batch.filter != "none" and int((batch.refill - 1) * batch.prompts) == 0:
+        yield Problem(
+            ("batch", "refill"),
+            f"= {batch.refill:g} times {batch.prompts} prompts leaves no group to filter: raise it, or say "
+            'filter = "none"',
+        )
+
+
 def _learner(config: "RunConfig") -> Iterator[Problem]:
     learner = config.learner
     if learner.transport == "ipc" and learner.device == "cpu":
@@ -165,6 +239,22 @@ def _learner(config: "RunConfig") -> Iterator[Problem]:
         yield Problem(
             ("learner", "truncation_penalty"),
             '= 0 penalises nothing, but truncated = "penalise"; to keep them say "keep"',
+        )
+
+
+def _ratio(config: "RunConfig") -> Iterator[Problem]:
+    learner, batch = config.learner, config.batch
+    if learner.minibatches > batch.prompts:
+        yield Problem(
+            ("learner", "minibatches"),
+            f"= {learner.minibatches} optimizer steps of at least one group each, but [batch] prompts = "
+            f"{batch.prompts}: lower it",
+        )
+    if learner.proximal == "behaviour" and learner.sequence_mask > 0:
+        yield Problem(
+            ("learner", "sequence_mask"),
+            f"= {learner.sequence_mask:g} rejects samples by |log π_prox − log μ|, and proximal = "
+            '"behaviour" makes that 0: use proximal = "learner", or 0 for no mask',
         )
 
 

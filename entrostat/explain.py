@@ -5,24 +5,14 @@ import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
 
 from entrostat.actors.tasks.jsonl import count_rows
 from entrostat.config import RunConfig
 from entrostat.contradictions import ModelFacts, model_facts, prompt_count
+from entrostat.methods import Line, entropy_lines, filter_lines, loss_lines, method_notes
 from entrostat.preflight import VERSIONS_IN_MEMORY
-from entrostat.protocol.entropy_settings import (
-    AnchoredLaw,
-    BandLaw,
-    ClampedEntropy,
-    FixedLaw,
-    FullEntropy,
-    ThermostatLaw,
-)
-from entrostat.protocol.learner_settings import PpoClip
+from entrostat.protocol.entropy_settings import AnchoredLaw, BandLaw, ThermostatLaw
 from entrostat.protocol.settings import Jsonl, SimulatedSettings, TaskSettings, VllmSettings
-
-Line: TypeAlias = tuple[str, str]  # what, and what about it
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -41,7 +31,7 @@ def explain(config: RunConfig) -> str:
         "prompts": _prompts(config),
         "one optimizer step": _step(config),
         "staleness": _staleness(config),
-        "entropy": _entropy(config),
+        "entropy": entropy_lines(config.entropy),
         "verdicts": _verdicts(config),
         "evaluation": _evaluation(config),
         "memory": _memory(config, facts),
@@ -122,8 +112,8 @@ def _step(config: RunConfig) -> Iterator[Line]:
     )
     yield "learning rate", _learning_rate(config)
     yield "truncated responses", _truncated(config)
-    if isinstance(learner.loss, PpoClip):
-        yield "ratio clipped to", f"{1 - learner.loss.clip_low:g} … {1 + learner.loss.clip_high:g}"
+    yield from filter_lines(config)
+    yield from loss_lines(learner)
     if learner.kl_coefficient:
         yield "KL", f"{learner.kl_coefficient:g} × KL to the starting policy, which stays in memory"
 
@@ -154,46 +144,6 @@ def _staleness(config: RunConfig) -> Iterator[Line]:
     groups = rollout.actors * rollout.groups_in_flight
     yield "in flight", f"at most {groups:,} groups, on {rollout.actors} actor{'s' if rollout.actors > 1 else ''}"
     yield "leases", f"end after {rollout.lease_seconds:g} s without a sign of life; the prompt is then sampled again"
-
-
-def _entropy(config: RunConfig) -> Iterator[Line]:
-    entropy = config.entropy
-    match entropy.estimator:
-        case ClampedEntropy(drop_fraction=share):
-            yield "bonus on", f"H̃: entropy without the {share:.0%} of the vocabulary with the smallest logits"
-        case FullEntropy():
-            yield "bonus on", "H: entropy over the whole vocabulary"
-    yield "law", _law(config)
-    if isinstance(entropy.law, FixedLaw) and entropy.law.coefficient == 0:
-        return
-    if entropy.weight.form == "uniform":
-        yield "prompts' weights", "all the same"
-    else:
-        yield (
-            "prompts' weights",
-            f"{entropy.weight.form}: prompts solved less often than {entropy.weight.threshold:.0%} get more",
-        )
-
-
-def _law(config: RunConfig) -> str:
-    match config.entropy.law:
-        case FixedLaw(coefficient=0.0):
-            return "fixed at 0: no entropy control; expect the entropy to fall as the policy learns"
-        case FixedLaw(coefficient=coefficient):
-            return f"fixed: a coefficient of {coefficient:g}, whatever the entropy does"
-        case BandLaw() as law:
-            return (
-                f"band (AEnt): from {law.initial:g}, moved only while the entropy is outside "
-                f"{law.low:g} … {law.high:g} nats, within {law.floor:g} … {law.ceiling:g}"
-            )
-        case AnchoredLaw() as law:
-            return f"anchored (AER): an integral law towards {law.anchor:g} · H_0, within 0 … {law.ceiling:g}"
-        case ThermostatLaw() as law:
-            low, high = law.balance * law.floor_ratio, law.balance * law.ceiling_ratio
-            return (
-                f"thermostat: measures H_0 over {law.anchor_orders} steps without a bonus, then holds "
-                f"{law.anchor:g} · H_0 with a coefficient around {law.balance:g}, within {low:g} … {high:g}"
-            )
 
 
 def _verdicts(config: RunConfig) -> Iterator[Line]:
@@ -259,8 +209,7 @@ def _notes(config: RunConfig, facts: ModelFacts | None) -> Iterator[str]:
         yield f"only {groups} of a step's {config.batch.prompts} groups are in flight at once: {rounds} rounds a step"
     if isinstance(law, BandLaw | AnchoredLaw):
         yield "a purely integral law is undamped where entropy falls by itself: expect it to swing around its target"
-    if isinstance(law, ThermostatLaw | AnchoredLaw) and law.anchor > 1:
-        yield f"anchor = {law.anchor:g} sets the target above the entropy the policy starts with"
+    yield from method_notes(config)
     yield from _short(config)
     engine = rollout.engine
     if (

@@ -17,7 +17,8 @@ T = TypeVar("T")
 class MetricsRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """One line of `metrics.jsonl`. Entropies in nats per response token; shares 0–1; times in seconds.
 
-    `entropy_nats` and `clamped_entropy_nats` were measured before the step, `version_step` was made by it.
+    `entropy_nats` and `clamped_entropy_nats` were measured before the step, `version_step` was made by it. Rewards and
+    verdicts are over all groups completed for the step, filtered ones too; leases are counted since the run began.
     """
 
     step: int
@@ -64,6 +65,7 @@ class MetricsRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False)
     update_seconds: float
     leases_expired: int
     leases_stale: int
+    leases_filtered: int
     law_frozen: int
     actors: int
     memory_gib: float
@@ -129,6 +131,7 @@ def metrics_row(
         update_seconds=max((actor.update_seconds for actor in actors), default=0.0),
         leases_expired=view.leases.expired,
         leases_stale=view.leases.stale,
+        leases_filtered=view.leases.filtered,
         law_frozen=view.frozen_updates,
         actors=view.actors,
         memory_gib=memory_gib,

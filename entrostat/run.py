@@ -145,7 +145,7 @@ class Run:
             memory_gib=self._memory_gib,
         )
         self._show(row)
-        self._warn(view, samples)
+        self._warn(view, sum(view.statuses))
         self._keep(row.step)
 
     def _warn(self, view: ControllerView, samples: int) -> None:

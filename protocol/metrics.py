@@ -24,8 +24,7 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # 
 
 Station = Literal["rollout", "controller", "learner", "buffer"]
 
-OUTCOMES = ("trained", "expired", "stale", "lost", "rewound")
-ESTIMATORS = ("full", "clamped", "sampled")
+OUTCOMES = ("trained", "filtered", "expired", "stale", "lost", "rewound")
 PHASES = PhaseSeconds.__struct_fields__
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
@@ -75,6 +74,12 @@ LEASES_GRANTED = _row("controller", "counter", "leases_granted_total", "Leases g
 LEASES_ENDED = _row(
     "controller", "counter", "leases_ended_total", "Leases ended, by outcome.", labels=(("outcome", OUTCOMES),)
 )
+FILLED_UP = _row(
+    "controller",
+    "counter",
+    "filled_up_groups_total",
+    "Groups of equal rewards that were trained all the same, because the filter had left out its most.",
+)
 LEASES_RUNNING = _row("controller", "gauge", "leases_running", "Leases under way.")
 GROUPS_READY = _row("controller", "gauge", "groups_ready", "Finished groups that wait for a batch.")
 LATE_REPORTS = _row("controller", "counter", "late_reports_total", "Reports of leases that had ended.")
@@ -87,17 +92,29 @@ STALENESS = _row(
     buckets=(0, 1, 2, 4, 8, 16),
 )
 COEFFICIENT = _row("controller", "gauge", "coefficient", "Global entropy coefficient.")
+SAMPLE_BALANCE = _row(
+    "controller", "gauge", "sample_balance", "Weight of positive samples' losses against negative ones', -1 to 1."
+)
 TARGET = _row("controller", "gauge", "target_entropy_nats", "Target of the control law; NaN where it has none.")
 ENTROPY = _row(
     "controller",
     "gauge",
     "entropy_nats",
-    "Entropy per response token: full and clamped of the current policy (learner), sampled by the actors.",
-    labels=(("estimator", ESTIMATORS),),
+    "Entropy per response token: full and that of the bonus of the current policy (learner), sampled by the actors.",
+    labels=(("estimator", ()),),
+)
+MEASURED = _row(
+    "controller",
+    "gauge",
+    "measured_entropy_nats",
+    "What the control law was told last: of the current policy, at the levels' mix of the first orders.",
+    labels=(("estimator", ()),),
 )
 LAW_FROZEN = _row("controller", "counter", "law_frozen_total", "Measurements the control law refused.")
-REWARD = _row("controller", "gauge", "reward", "Mean reward of the last order.")
-PASS_RATE = _row("controller", "gauge", "pass_ratio", "Share of correct samples in the last order.")
+REWARD = _row("controller", "gauge", "reward", "Mean reward of all groups completed for the last order.")
+PASS_RATE = _row(
+    "controller", "gauge", "pass_ratio", "Share of correct samples of all groups completed for the last order."
+)
 ACTORS = _row("controller", "gauge", "actors", "Rollout actors heard from within a lease's deadline.")
 
 # ── learner ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+from msgspec.structs import replace
 
 from entrostat.controller.events import (
     Command,
@@ -17,7 +18,7 @@ from entrostat.controller.events import (
 )
 from entrostat.controller.state import Controller
 from entrostat.protocol import wire
-from entrostat.protocol.entropy_settings import EntropySettings, LawSettings, ThermostatLaw
+from entrostat.protocol.entropy_settings import EntropySettings, LawSettings, ThermostatLaw, WeightSettings
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import (
     GroupReport,
@@ -47,6 +48,7 @@ from entrostat.protocol.settings import (
 
 LEASE_SECONDS = 10.0
 THERMOSTAT = ThermostatLaw(balance=0.1, drift=0.01)
+UNCHANGED = WeightSettings()
 
 
 def run_of(
@@ -55,10 +57,12 @@ def run_of(
     staleness: int = 1,
     lease_seconds: float = LEASE_SECONDS,
     law: LawSettings = THERMOSTAT,
+    weight: WeightSettings = UNCHANGED,
+    refill: float = 0.0,
     directory: str = "/nowhere",
     port: int = 0,
 ) -> Stations:
-    """The settings of a small simulated run, with four samples a prompt."""
+    """The settings of a small simulated run, with four samples a prompt; `refill` switches the filter on."""
     return Stations(
         run="test",
         directory=directory,
@@ -67,12 +71,14 @@ def run_of(
         model=ModelSettings(path="none"),
         tasks=(),
         evaluation_tasks=(),
-        batch=BatchSettings(prompts=batch),
+        batch=BatchSettings(prompts=batch, filter="zero_variance", refill=refill)
+        if refill
+        else BatchSettings(prompts=batch),
         rollout=RolloutSettings(
             engine=SimulatedSettings(), samples_per_prompt=4, max_staleness=staleness, lease_seconds=lease_seconds
         ),
         verifier=VerifierSettings(),
-        entropy=EntropySettings(law=law),
+        entropy=EntropySettings(law=law, weight=weight),
         learner=LearnerSettings(),
         metrics_host="127.0.0.1",
         metrics_port=port,
@@ -125,16 +131,35 @@ def group_of(
     )
 
 
-def step_of(order: TrainOrder, *, entropy: float = 0.3, clamped: float = 0.2) -> StepReport:
+def step_of(
+    order: TrainOrder,
+    *,
+    entropy: float = 0.3,
+    clamped: float = 0.2,
+    sampled: float = 0.3,
+    levels: tuple[LevelEntropy, ...] | None = None,
+) -> StepReport:
     """The report of the step that trained an order; entropies in nats."""
-    return StepReport(
+    plain = plain_report(entropy=entropy, clamped=clamped, sampled=sampled)
+    return replace(
+        plain,
         measured=order.version,
         version=version(order.version.step + 1, order.version.branch),
+        levels=plain.levels if levels is None else levels,
+    )
+
+
+def plain_report(*, entropy: float = 0.3, clamped: float = 0.2, sampled: float = 0.3) -> StepReport:
+    """The report of a run's first step, of 24 tokens of one level."""
+    level = LevelEntropy(level="a", tokens=24, entropy=entropy, clamped_entropy=clamped, sampled_entropy=sampled)
+    return StepReport(
+        measured=version(0),
+        version=version(1),
         entropy=entropy,
         clamped_entropy=clamped,
-        sampled_entropy=entropy,
+        sampled_entropy=sampled,
         clamped_mass=0.0,
-        levels=(LevelEntropy(level="a", tokens=24, entropy=entropy, clamped_entropy=clamped, sampled_entropy=entropy),),
+        levels=(level,),
         ages=(clamped,),
         response_tokens=24,
         policy_tokens=24,
@@ -204,6 +229,8 @@ class Scene:
         *,
         entropy: float = 0.3,
         clamped: float = 0.2,
+        sampled: float = 0.3,
+        levels: tuple[LevelEntropy, ...] | None = None,
         correct: Callable[[int], int] = lambda prompt: 1 + prompt % 3,
     ) -> TrainOrder:
         """One round as it should go: sample what there is room for, order, train, publish, load."""
@@ -211,15 +238,19 @@ class Scene:
         self.pulse(reports=tuple(group_of(x, started=self.serves, correct=correct(x.prompt_id)) for x in leases))
         order = self.order()
         assert order is not None
-        self.apply(StepReported(report=step_of(order, entropy=entropy, clamped=clamped), at=self.at))
+        report = step_of(order, entropy=entropy, clamped=clamped, sampled=sampled, levels=levels)
+        self.apply(StepReported(report=report, at=self.at))
         self.serves = order.version.step + 1
         self.apply(Published(manifest=manifest(self.serves, self.branch)))
         return order
 
 
-def scene(prompts: int = 10, batch: int = 2, staleness: int = 1) -> Scene:
+def scene(
+    prompts: int = 10, batch: int = 2, staleness: int = 1, *, law: LawSettings = THERMOSTAT, refill: float = 0.0
+) -> Scene:
     """A scene at the start of a run; every second prompt is of the level "hard"."""
-    return Scene(Controller(run_of(batch=batch, staleness=staleness), ["easy", "hard"] * (prompts // 2)))
+    run = run_of(batch=batch, staleness=staleness, law=law, refill=refill)
+    return Scene(Controller(run, ["easy", "hard"] * (prompts // 2)))
 
 
 def frame(controller: Controller) -> bytes:
@@ -229,5 +260,5 @@ def frame(controller: Controller) -> bytes:
 
 def sums_up(counts: LeaseCounts) -> bool:
     """Whether every lease granted is under way or ended in exactly one way."""
-    ends = counts.trained + counts.expired + counts.stale + counts.lost + counts.rewound
+    ends = counts.trained + counts.filtered + counts.expired + counts.stale + counts.lost + counts.rewound
     return counts.granted == counts.running + counts.ready + counts.ordered + ends

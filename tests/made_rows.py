@@ -29,6 +29,7 @@ def metrics_row(step: int, **changes: object) -> MetricsRow:
         "errors": 0,
         "leases_expired": 0,
         "leases_stale": 0,
+        "leases_filtered": 0,
         "law_frozen": 0,
         "actors": 1,
         "difficulty": tuple(range(10)),

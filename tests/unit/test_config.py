@@ -268,6 +268,22 @@ def test_a_line_inside_a_long_string_is_not_taken_for_a_key(file: Path) -> None:
             ["learner.transport=ipc", "rollout.engine.kind=vllm", "rollout.engine.tensor_parallel=2"],
             '[rollout.engine] tensor_parallel = 2, but [learner] transport = "ipc" is for one GPU',
         ),
+        (["learner.minibatches=9"], "[learner] minibatches = 9 optimizer steps of at least one group each"),
+        (["learner.proximal=behaviour", "learner.sequence_mask=0.1"], "[learner] sequence_mask = 0.1 rejects samples"),
+        (["batch.filter=zero_variance", "batch.refill=1.1"], "[batch] refill = 1.1 times 8 prompts leaves no group"),
+        (["entropy.estimator.kind=clamped", "entropy.estimator.drop_fraction=0"], "= 0 drops none of 100 tokens"),
+        (["entropy.estimator.kind=clamped", "entropy.estimator.drop_fraction=0.009"], "drops none of 100 tokens"),
+        (["entropy.estimator.kind=clamped", "entropy.estimator.drop_fraction=0.995"], "leaves one of 100 tokens"),
+        (["entropy.estimator.kind=top_k", "entropy.estimator.k=1"], "a single token has no entropy"),
+        (["entropy.estimator.kind=top_k", "entropy.estimator.k=100"], "k = 100 is all 100 tokens"),
+        (["entropy.tokens.kind=smoothed", "entropy.tokens.low=2"], "[entropy.tokens] low = 2 is not below high = 2"),
+        (["entropy.law.kind=bang_bang", "entropy.law.floor=1"], "floor = 1 is not below ceiling = 0.005"),
+        (["entropy.law.kind=bang_bang", "entropy.law.delta=5e-3"], "crosses the box floor = 0 … ceiling = 0.005"),
+        (["entropy.law.kind=bang_bang", "entropy.law.initial=1"], "initial = 1 is outside the box"),
+        (["entropy.law.kind=pi", "entropy.law.floor=1"], "[entropy.law] floor = 1 is not below ceiling = 1"),
+        (["entropy.law.kind=pi", "entropy.law.proportional=0", "entropy.law.integral=0"], "the law would never act"),
+        (["entropy.law.kind=quadratic", "entropy.law.target=4.7"], "100 tokens have an entropy of at most 4.61"),
+        (["entropy.law.kind=sample_balance", "entropy.law.target=9"], "[entropy.law] target = 9 nats can't be reached"),
         (["learner.truncated=penalise", "learner.truncation_penalty=0"], "penalises nothing"),
         (["entropy.law.floor_ratio=20"], "floor_ratio = 20 is not below ceiling_ratio = 10"),
         (["entropy.law.floor_ratio=2"], "[entropy.law] balance: lies outside its own box"),
@@ -283,6 +299,25 @@ def test_a_line_inside_a_long_string_is_not_taken_for_a_key(file: Path) -> None:
 def test_settings_that_contradict_each_other_are_refused(file: Path, overrides: list[str], expected: str) -> None:
     load(file)
     assert expected in refused(file, *overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["entropy.law.kind=bang_bang", "entropy.law.delta=4.9e-3"],
+        ["entropy.law.kind=pi", "entropy.law.proportional=0"],
+        ["entropy.law.kind=quadratic", "entropy.law.target=4.6"],
+        ["entropy.law.kind=sample_balance", "entropy.estimator.kind=nucleus", "entropy.measured=sampled"],
+        ["entropy.estimator.kind=clamped", "entropy.estimator.drop_fraction=0.01"],
+        ["entropy.estimator.kind=top_k", "entropy.estimator.k=99"],
+        ["batch.filter=zero_variance", "batch.refill=1.125"],
+        ["learner.minibatches=8"],
+        ["learner.proximal=behaviour"],
+        ["entropy.weight.difficulty=group", "entropy.weight.minimum=0", "entropy.weight.normalise=false"],
+    ],
+)
+def test_settings_at_the_edge_of_sense_are_taken(file: Path, overrides: list[str]) -> None:
+    load(file, overrides)
 
 
 BAND = ["kind=band", "initial=0.1", "floor=0.01", "ceiling=1", "low=0.1", "high=0.2", "rate=0.1"]

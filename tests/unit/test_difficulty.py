@@ -16,10 +16,13 @@ from entrostat.controller.difficulty import (
     Form,
     difficulty_weight,
     expected_weight,
+    group_weights,
 )
 from entrostat.protocol import wire
 from entrostat.protocol.entropy_settings import WeightSettings
 from entrostat.protocol.errors import CheckpointDamaged
+from entrostat.protocol.messages import Lease
+from tests.made_messages import group_of, version
 
 FORMS: tuple[Form, ...] = ("uniform", "hinge", "indicator", "linear")
 POSITIVE = st.floats(0.3, 60.0)
@@ -176,3 +179,12 @@ def test_a_snapshot_of_other_prompts_is_refused() -> None:
     with pytest.raises(CheckpointDamaged, match="2, 2, 2"):
         DifficultyTable(["a", "b", "b"], WeightSettings()).restore(snapshot)
     assert isinstance(snapshot.prompts, CountsSnapshot)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_groups_own_difficulty_is_the_raw_weight_of_its_pass_rate(form: Form) -> None:
+    lease = Lease(id=1, prompt_id=0, samples=4, version=version(0), seed=0, deadline_seconds=1.0)
+    # What belongs to the streaming estimate changes nothing.
+    settings = WeightSettings(difficulty="group", form=form, threshold=0.6, minimum=0.9, prior=50.0)
+    got = group_weights([group_of(lease, correct=correct) for correct in range(5)], settings)
+    assert got == pytest.approx([weight_by_definition(rate, form, 0.6) for rate in (0.0, 0.25, 0.5, 0.75, 1.0)])

@@ -80,3 +80,83 @@ def test_parameters_are_counted_from_the_files_headers(starter: Path, tmp_path: 
     assert parameter_count(str(tmp_path)) == 0
     (tmp_path / "model.safetensors").write_bytes(b"\x09\0\0\0\0\0\0\0not json!")
     assert parameter_count(str(tmp_path)) == 0
+
+
+PPO = ["learner.loss.kind=ppo_clip"]
+SAID = [
+    (["entropy.estimator.kind=top_k", "entropy.estimator.k=30"], "entropy over the 30 most likely tokens"),
+    (["entropy.estimator.kind=nucleus"], "the fewest tokens that hold 80% of the probability"),
+    (["entropy.estimator.kind=full"], "H: entropy over the whole vocabulary"),
+    (["entropy.tokens.kind=top_entropy"], "on the 20% of an order's response tokens with the highest entropy"),
+    (["entropy.tokens.kind=smoothed"], "outside 0 … 2 times the usual entropy loses 0.05 nats"),
+    (["entropy.measured=full"], "H over the whole vocabulary, whatever the bonus is on"),
+    (["entropy.measured=sampled"], "the mean −log π of the drawn tokens"),
+    (["entropy.law.kind=bang_bang"], "bang-bang (Skywork-OR1): 0.0001 up below 0.7 · H_0"),
+    (["entropy.law.kind=bang_bang", "entropy.law.target=0.2"], "0.0001 up below 0.2 nats"),
+    (["entropy.law.kind=pi"], "pi: 1 × (H* − H) + 0.01 × its sum, H* = 0.7 · H_0, within 0 … 1"),
+    (["entropy.law.kind=quadratic"], "quadratic (SIREN): a coefficient of 0.01 × (H* − H), H* = 1 · H_0"),
+    (["entropy.law.kind=sample_balance"], "sample balance (EntroPIC): no bonus"),
+    (["entropy.law.kind=pi", "entropy.law.anchor=1.5"], "anchor = 1.5 sets the target above the entropy"),
+    (["entropy.weight.difficulty=group"], "of the group's own pass rate, at once (AER)"),
+    (["entropy.weight.normalise=false"], "raw: the bonus as a whole fades"),
+    (["entropy.weight.minimum=0.1"], "least weight 0.1 of the largest"),
+    (["entropy.weight.cap=2"], "largest weight 2"),
+    (["entropy.weight.all_wrong_share=0"], "all-wrong groups get no bonus"),
+    (["entropy.weight.all_wrong_share=1"], "all-wrong groups get all of their bonus"),
+    (["batch.filter=zero_variance"], "left out and others sampled: at most 3 × 32 groups for one step"),
+    (["batch.filter=zero_variance"], "the newest 16 all-wrong groups at most come along for their bonus"),
+    (
+        ["batch.filter=zero_variance", "learner.truncated=penalise"],
+        "the filter looks at rewards before truncation_penalty",
+    ),
+    (["learner.loss.kind=gspo"], "GSPO: one ratio for a sequence, clipped to 0.9997 … 1.0004"),
+    (["learner.loss.kind=cispo"], "CISPO: the ratio is a weight of at most 1.28"),
+    (["learner.loss.kind=clip_cov"], "without the gradient of a random 0.0002 of tokens, of covariance 1 … 5"),
+    (["learner.loss.kind=kl_cov"], "KL-Cov: 1 × KL on the 0.002 of tokens with the highest covariance"),
+    (["learner.loss.dual_clip=3"], "0.8 … 1.2; at most 3 × |A| where A < 0"),
+    (["learner.advantages=centred"], "(Dr.GRPO)"),
+    (["learner.advantages=leave_one_out"], "(RLOO)"),
+    (["learner.aggregation=sequence_mean"], "mean over each sample's tokens, then over samples"),
+    (["learner.aggregation=fixed_length"], "over the length limit"),
+    (["learner.policy_tokens=0.2"], "the 20% with the highest entropy alone have a policy gradient"),
+    (["learner.entropy_advantage=0.4"], "A + min(0.4 × H, |A| / 2)"),
+    (["learner.minibatches=4", "learner.epochs=2"], "8 for each order: 4 minibatches, 2 times over"),
+    (["learner.proximal=behaviour"], "ratio against the policy that drew the samples"),
+    (["learner.importance_cap=0"], "importance weight none"),
+    (["learner.importance_cap=5"], "importance weight at most 5"),
+    (["learner.sequence_mask=0.1"], "|log π_prox − log μ| exceeds 0.1 nats"),
+    (["learner.measure_balance=true"], "a step takes twice the time"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), SAID)
+def test_each_method_is_said_when_it_is_chosen_and_only_then(
+    quickstart: Path, overrides: list[str], expected: str
+) -> None:
+    plain = ["entropy.estimator.kind=clamped", *PPO]
+    assert expected in " ".join(explain(load(quickstart, [*plain, *overrides])).split())
+    assert expected not in " ".join(explain(load(quickstart, plain)).split())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "idle"),
+    [
+        ([*PPO, "learner.loss.clip_high=0.28"], "clip-higher does nothing"),
+        ([*PPO, "learner.loss.dual_clip=3"], "dual clip does nothing"),
+        ([*PPO, "learner.loss.clip_high=0.28", "learner.loss.dual_clip=3"], "clip-higher and dual clip do nothing"),
+        (["learner.loss.kind=kl_cov"], "KL-Cov's penalty does nothing"),
+    ],
+)
+def test_what_needs_a_ratio_is_said_to_be_idle_with_one_optimizer_step(
+    quickstart: Path, overrides: list[str], idle: str
+) -> None:
+    assert idle in explain(load(quickstart, overrides))
+    for many in ("learner.minibatches=2", "learner.epochs=2", "learner.proximal=behaviour"):
+        assert "the ratio is 1 everywhere" not in explain(load(quickstart, [*overrides, many]))
+    assert "the ratio is 1 everywhere" not in explain(load(quickstart))
+
+
+def test_weights_without_a_bonus_are_said_to_be_idle(quickstart: Path) -> None:
+    note = "the law gives no bonus: entropy.weight"
+    assert note in explain(load(quickstart, ["entropy.law.kind=sample_balance", "entropy.weight.cap=2"]))
+    assert note not in explain(load(quickstart, ["entropy.weight.cap=2"]))
