@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from entrostat.learner.entropy import clamped_entropy, clamped_mass, full_entropy, kept_tokens
+from entrostat.learner.entropy import clamped_entropy, clamped_mass, full_entropy
+from entrostat.learner.token_sets import kept_tokens
 
 FRACTIONS = (0.0, 0.25, 0.33, 0.5, 0.9, 0.99)
 ROWS = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=40)
