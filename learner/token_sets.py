@@ -15,8 +15,8 @@ from entrostat.protocol.errors import ConfigError
 
 # Up to so many tokens a row are listed; over more of them a mask is cheaper.
 LISTED_TOKENS = 256
-# A nucleus that so many tokens don't fill is looked for among this many times more, until it is found.
-WIDENING = 16
+# A wider nucleus ends in one of so many bands of logits, so many to a nat; what is less likely shares the last.
+BANDS, BANDS_PER_NAT = 2048, 64
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -72,20 +72,32 @@ def nucleus_tokens(logits: Tensor, mass: float) -> TokenSet:
     ranked = logits.detach().float()
     peak = ranked.amax(-1, keepdim=True)
     goal = (ranked - peak).exp_().sum(-1, keepdim=True).double() * mass
-    width = min(LISTED_TOKENS + 1, vocabulary)
-    values, ids = ranked.topk(width)
-    kept = _reaching(values - peak, goal)
-    if not (kept > width - 1).any() or width == vocabulary:
-        return _few(ranked, values, ids, kept.clamp(max=vocabulary))
+    values, ids = ranked.topk(min(LISTED_TOKENS + 1, vocabulary))
+    kept = _reaching(values - peak, goal).clamp(max=vocabulary)
+    if not (kept > LISTED_TOKENS).any() or values.shape[-1] == vocabulary:
+        return _few(ranked, values, ids, kept)
     cut = _last(values, kept)
-    rows = (kept > width).nonzero()[:, 0]
-    while len(rows) and width < vocabulary:
-        width = min(width * WIDENING, vocabulary)
-        values = ranked[rows].topk(width).values
-        kept[rows] = _reaching(values - peak[rows], goal[rows])
-        cut[rows] = _last(values, kept[rows])
-        rows = rows[kept[rows, 0] > width]
-    return _mask(ranked, cut, kept.clamp(max=vocabulary))
+    wide = (kept > LISTED_TOKENS).squeeze(-1)
+    kept[wide], cut[wide] = _wide_nucleus(ranked[wide], peak[wide], goal[wide])
+    return _mask(ranked, cut, kept)
+
+
+def _wide_nucleus(ranked: Tensor, peak: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+    """How many tokens of `ranked [R, V]` reach the goal, and the smallest logit among them: `[R, 1]` each.
+
+    A histogram of the probability tells in which band of logits the nucleus ends; only that band is sorted.
+    """
+    below = ranked - peak
+    bands = (below * -BANDS_PER_NAT).clamp_(max=BANDS - 1).long()
+    filled = goal.new_zeros(len(ranked), BANDS).scatter_add_(-1, bands, below.exp().double()).cumsum(-1)
+    goal = torch.minimum(goal, filled[:, -1:])
+    end = (filled < goal).sum(-1, keepdim=True)
+    before = torch.where(end > 0, filled.gather(-1, (end - 1).clamp(min=0)), 0.0)
+    inside = bands == end
+    size = inside.sum(-1, keepdim=True)
+    values = ranked.masked_fill(~inside, -torch.inf).topk(int(size.amax())).values
+    needed = torch.minimum(_reaching(values - peak, goal - before), size)
+    return (bands < end).sum(-1, keepdim=True) + needed, _last(values, needed)
 
 
 def _reaching(values: Tensor, goal: Tensor) -> Tensor:
@@ -124,7 +136,7 @@ def _largest(ranked: Tensor, kept: int) -> Tensor:
 def _mask(ranked: Tensor, cut: Tensor, kept: Tensor) -> Tensor:
     """The largest logits down to `cut [T, 1]`, but no more than `kept [T, 1]`: `[T, V] bool`."""
     keep = ~(ranked < cut)  # NaN is kept: it must show in the result
-    crowded = (keep.sum(-1, keepdim=True) > kept).squeeze(-1)
+    crowded = (keep.sum(-1, keepdim=True, dtype=torch.int32) > kept).squeeze(-1)
     if crowded.any():
         # Only rows with several equal logits at the cut pay for the count along the vocabulary.
         keep[crowded] = _without_surplus(ranked[crowded], cut[crowded], kept[crowded])
@@ -135,4 +147,4 @@ def _without_surplus(ranked: Tensor, cut: Tensor, kept: Tensor) -> Tensor:
     """All above the cut, and of those equal to it the lowest ids until `kept` tokens are there: `[R, V] bool`."""
     above, equal = ~(ranked <= cut), ranked == cut
     room = kept - above.sum(-1, keepdim=True)
-    return above | (equal & (equal.cumsum(-1) <= room))
+    return above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
