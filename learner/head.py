@@ -7,8 +7,15 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from entrostat.learner.entropy import entropy_within, full_entropy, kept_tokens, mass_outside
-from entrostat.protocol.entropy_settings import ClampedEntropy, EstimatorSettings
+from entrostat.learner.entropy import entropy_within, mass_outside
+from entrostat.learner.token_sets import TokenSet, kept_tokens, nucleus_tokens, top_k_tokens
+from entrostat.protocol.entropy_settings import (
+    ClampedEntropy,
+    EstimatorSettings,
+    FullEntropy,
+    NucleusEntropy,
+    TopKEntropy,
+)
 
 # Up to so many logits (64 MiB in float32) the forward pass keeps them: computing them twice costs more than it saves.
 KEPT_LOGITS = 2**24
@@ -18,14 +25,14 @@ KEPT_LOGITS = 2**24
 class HeadOutput:
     """Per response token, `[T]`, at the temperature asked for.
 
-    `clamped_entropy` is the entropy the bonus acts on and carries a gradient; with the estimator `full` it is H itself
-    and the clamped mass is 0. `entropy` and `clamped_mass` are measurements, without gradient.
+    `clamped_entropy` is the entropy the bonus acts on, whatever the estimator, and carries a gradient; with `full` it
+    is H itself and the clamped mass is 0. `entropy` and `clamped_mass` are measurements, without gradient.
     """
 
     logprob: Tensor  # nats, of the targets
     entropy: Tensor  # H, nats
     clamped_entropy: Tensor  # H̃, nats
-    clamped_mass: Tensor  # probability of the dropped tokens
+    clamped_mass: Tensor  # probability of the tokens outside the estimator's set
 
 
 def head(
@@ -58,11 +65,24 @@ def _rows(
     # Half precision is too coarse for sums over a vocabulary.
     logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
     logprob = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
-    keep = kept_tokens(logits, estimator.drop_fraction) if isinstance(estimator, ClampedEntropy) else None
-    clamped = entropy_within(logits, keep)
+    kept = _kept(logits, estimator)
+    clamped = entropy_within(logits, kept)
     return {
         "logprob": logprob,
-        "entropy": clamped.detach() if keep is None else full_entropy(logits.detach()),
+        "entropy": clamped.detach() if kept is None else entropy_within(logits.detach(), None),
         "clamped_entropy": clamped,
-        "clamped_mass": mass_outside(logits, keep),
+        "clamped_mass": mass_outside(logits, kept),
     }
+
+
+def _kept(logits: Tensor, estimator: EstimatorSettings) -> TokenSet:
+    """The tokens the bonus' entropy is taken over."""
+    match estimator:
+        case FullEntropy():
+            return None
+        case ClampedEntropy(drop_fraction=drop_fraction):
+            return kept_tokens(logits, drop_fraction)
+        case TopKEntropy(k=k):
+            return top_k_tokens(logits, k)
+        case NucleusEntropy(mass=mass):
+            return nucleus_tokens(logits, mass)

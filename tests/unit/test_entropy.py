@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from entrostat.learner.entropy import clamped_entropy, clamped_mass, full_entropy, kept_tokens
+from entrostat.learner.entropy import clamped_entropy, clamped_mass, full_entropy
+from entrostat.learner.token_sets import kept_tokens
+from entrostat.protocol.errors import BadInput, ConfigError
 
 FRACTIONS = (0.0, 0.25, 0.33, 0.5, 0.9, 0.99)
 ROWS = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=40)
@@ -159,10 +161,32 @@ def test_a_tiny_clamped_mass_is_not_rounded_away() -> None:
     assert clamped_mass(logits, 0.5).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_logit_that_is_not_a_number_is_not_hidden() -> None:
-    logits = torch.tensor([[0.0, torch.nan, 1.0, 2.0]])
-    assert full_entropy(logits).isnan().all()
-    assert clamped_entropy(logits, 0.25).isnan().all()
+@pytest.mark.parametrize("bad", [[torch.nan], [torch.inf], [torch.inf] * 2, [torch.nan] * 4, [-torch.inf] * 4])
+def test_logits_without_a_distribution_are_not_hidden_and_stay_in_their_row(bad: list[float]) -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]] * 2)
+    logits[0, : len(bad)] = torch.tensor(bad)
+    for value in (full_entropy(logits), clamped_entropy(logits, 0.5), clamped_mass(logits, 0.5)):
+        assert value.isnan().tolist() == [True, False]
+    assert clamped_mass(logits, 0.0).isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 1.5, math.nan])
+def test_a_share_to_drop_that_is_out_of_range_is_named(fraction: float) -> None:
+    for wrong in (clamped_entropy, clamped_mass):
+        with pytest.raises(ConfigError, match=rf"drop_fraction is {fraction}; expected at least 0 and less than 1"):
+            wrong(torch.zeros(2, 3), fraction)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (0, 3), (3, 0)])
+def test_logits_of_another_shape_are_named(shape: tuple[int, ...]) -> None:
+    for wrong in (full_entropy, lambda z: clamped_entropy(z, 0.25), lambda z: clamped_mass(z, 0.25)):
+        with pytest.raises(BadInput, match=rf"of shape \[{', '.join(map(str, shape))}\]; expected .*\[T, V\]"):
+            wrong(torch.zeros(shape))
+
+
+def test_logits_that_are_whole_numbers_are_named() -> None:
+    with pytest.raises(BadInput, match=r"torch\.int64 .* expected floating point"):
+        full_entropy(torch.zeros(2, 3, dtype=torch.int64))
 
 
 @given(ROWS, st.floats(0, 0.99))

@@ -6,11 +6,30 @@ import pytest
 import torch
 
 from entrostat.learner import head as heads
-from entrostat.learner.entropy import clamped_entropy, clamped_mass, full_entropy
+from entrostat.learner.entropy import (
+    clamped_entropy,
+    clamped_mass,
+    full_entropy,
+    nucleus_entropy,
+    nucleus_mass,
+    top_k_entropy,
+    top_k_mass,
+)
 from entrostat.learner.head import HeadOutput, head
-from entrostat.protocol.entropy_settings import ClampedEntropy, EstimatorSettings, FullEntropy
+from entrostat.protocol.entropy_settings import (
+    ClampedEntropy,
+    EstimatorSettings,
+    FullEntropy,
+    NucleusEntropy,
+    TopKEntropy,
+)
 
-ESTIMATORS: tuple[EstimatorSettings, ...] = (ClampedEntropy(drop_fraction=0.3), FullEntropy())
+ESTIMATORS: tuple[EstimatorSettings, ...] = (
+    ClampedEntropy(drop_fraction=0.3),
+    FullEntropy(),
+    TopKEntropy(k=4),
+    NucleusEntropy(mass=0.7),
+)
 
 
 def inputs(rows: int = 13) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -18,6 +37,19 @@ def inputs(rows: int = 13) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     hidden = torch.randn(rows, 8, dtype=torch.float64, generator=random, requires_grad=True)
     weight = torch.randn(29, 8, dtype=torch.float64, generator=random, requires_grad=True)
     return hidden, weight, torch.randint(0, 29, (rows,), generator=random)
+
+
+def expected(logits: torch.Tensor, estimator: EstimatorSettings) -> tuple[torch.Tensor, torch.Tensor]:
+    """The bonus' entropy and the mass outside its set."""
+    match estimator:
+        case FullEntropy():
+            return full_entropy(logits), torch.zeros(len(logits), dtype=logits.dtype)
+        case ClampedEntropy(drop_fraction=fraction):
+            return clamped_entropy(logits, fraction), clamped_mass(logits, fraction)
+        case TopKEntropy(k=k):
+            return top_k_entropy(logits, k), top_k_mass(logits, k)
+        case NucleusEntropy(mass=mass):
+            return nucleus_entropy(logits, mass), nucleus_mass(logits, mass)
 
 
 def objective(out: HeadOutput) -> torch.Tensor:
@@ -30,11 +62,11 @@ def test_the_head_gives_what_the_definitions_give_at_its_temperature(estimator: 
     hidden, weight, targets = inputs()
     out = head(hidden, weight, targets, temperature=0.7, estimator=estimator, chunk_tokens=100)
     logits = hidden @ weight.T / 0.7
-    fraction = estimator.drop_fraction if isinstance(estimator, ClampedEntropy) else 0.0
+    entropy, mass = expected(logits, estimator)
     torch.testing.assert_close(out.logprob, logits.log_softmax(-1)[torch.arange(13), targets])
     torch.testing.assert_close(out.entropy, full_entropy(logits.detach()))
-    torch.testing.assert_close(out.clamped_entropy, clamped_entropy(logits, fraction))
-    torch.testing.assert_close(out.clamped_mass, clamped_mass(logits, fraction))
+    torch.testing.assert_close(out.clamped_entropy, entropy)
+    torch.testing.assert_close(out.clamped_mass, mass)
     assert not out.entropy.requires_grad
     assert not out.clamped_mass.requires_grad
 
@@ -77,6 +109,24 @@ def test_the_gradient_agrees_with_finite_differences(estimator: EstimatorSetting
         lambda h, w: objective(head(h, w, targets, temperature=0.8, estimator=estimator, chunk_tokens=9)),
         (hidden, weight),
     )
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_bonus_gradient_against_raw_logits_carries_one_over_the_temperature(estimator: EstimatorSettings) -> None:
+    _, _, targets = inputs()
+    raw = torch.randn(13, 29, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    out = head(raw, torch.eye(29).double(), targets, temperature=0.6, estimator=estimator, chunk_tokens=100)
+    (ours,) = torch.autograd.grad(out.clamped_entropy.sum(), raw)
+    scaled = (raw.detach() / 0.6).requires_grad_()
+    (theirs,) = torch.autograd.grad(expected(scaled, estimator)[0].sum(), scaled)
+    torch.testing.assert_close(ours, theirs / 0.6)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_no_rows_give_no_rows(estimator: EstimatorSettings) -> None:
+    hidden, weight, targets = inputs()
+    out = head(hidden[:0], weight, targets[:0], temperature=1.0, estimator=estimator, chunk_tokens=9)
+    assert {len(out.logprob), len(out.entropy), len(out.clamped_entropy), len(out.clamped_mass)} == {0}
 
 
 def test_a_head_of_zeros_is_uniform() -> None:
