@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import ROOT, cell
+from benchmarks.cells import ROOT, cell, place
 from benchmarks.collapse_report import Cell, write_tables
 from benchmarks.collapse_rows import PAIRED, PAIRED_SEEDS, SAMPLES, SEEDS, TASKS, Row, Task, rows
 from benchmarks.collapse_run import RunRequest
@@ -121,3 +121,16 @@ def main() -> int:
     if chosen.only != "runs":
         write_tables(tasks, {one: found for one in cells if (found := _there(one))})
     return 1 if failures else 0
+
+
+def _there(one: Cell) -> dict[str, Any] | None:
+    """The cell's result, if it is there."""
+    path = place(BENCHMARK, one.name, dict(request(one.task, one.row, one.seed)), CODE)
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_bytes())["result"]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

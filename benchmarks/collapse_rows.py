@@ -17,6 +17,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     toml: str
+    overrides: tuple[str, ...]  # of its TOML
     steps: int
     trained: tuple[str, ...]  # levels
     harder: str  # the level that is not trained on
