@@ -16,9 +16,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausa
 
 from entrostat.learner import shared_prompt
 from entrostat.learner.batching import Sample
+from entrostat.learner.objective import Objective
 from entrostat.learner.policy import Policy, freeze
 from entrostat.learner.shared_prompt import objection
-from entrostat.learner.update import Measured, Objective, accumulate
+from entrostat.learner.update import Measured, accumulate
 from entrostat.protocol.entropy_settings import ClampedEntropy
 from entrostat.protocol.learner_settings import LearnerSettings
 from tests.tiny_policy import WORDS, loaded, make_policy
@@ -50,11 +51,15 @@ def group(draw: np.random.Generator, first: int, prompt: int, lengths: list[int]
     return [
         Sample(
             index=first + i,
+            group=0,
             tokens=np.concatenate([start, draw.integers(3, len(WORDS), length)]).astype(np.int32),
             prompt_length=prompt,
             behaviour=(-draw.random(length) - 2.5).astype(np.float32),
             advantage=float(draw.normal()),
+            weight=1.0,
             coefficient=float(draw.random()),
+            balance=1.0,
+            in_policy=True,
             counts=bool(draw.random() < 0.75),
         )
         for i, length in enumerate(lengths)
