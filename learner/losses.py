@@ -126,7 +126,8 @@ def kl_cov(logprob: Tensor, proximal: Tensor, advantage: Tensor, singled_out: Te
     step per order the loss is the plain ratio.
     """
     gap = logprob - proximal.detach()
-    return gap.exp() * advantage - strength * singled_out * gap.abs()
+    value = gap.exp() * advantage
+    return torch.where(singled_out, value - strength * gap.abs(), value)
 
 
 def with_entropy(advantage: Tensor, entropy: Tensor, strength: float, bound: float) -> Tensor:
@@ -149,7 +150,7 @@ def smoothed_entropy(entropy: Tensor, usual: float, settings: SmoothedTokens) ->
         return entropy
     now = entropy.detach()
     outside = (now < settings.low * usual) | (now > settings.high * usual)
-    return entropy - settings.penalty * outside
+    return torch.where(outside, entropy - settings.penalty, entropy)
 
 
 def kl_to_reference(logprob: Tensor, reference: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from entrostat.learner.batching import flatten
 from entrostat.learner.forward import PerToken
 from entrostat.learner.ipc import IpcPublisher
 from entrostat.learner.measures import per_sample, step_report
-from entrostat.learner.objective import Objective
+from entrostat.learner.objective import Objective, steps_per_order
 from entrostat.learner.optimizer import Optimizer, learning_rate
 from entrostat.learner.policy import Policy, freeze, load_policy, score
 from entrostat.learner.shared_memory import ROOT, SharedMemoryPublisher
@@ -67,6 +67,7 @@ class Trainer:
         self._stations, self._settings = stations, stations.learner
         self._prompts = {prompt.id: prompt for prompt in prompts.prompts}
         self.version = version
+        self._between_steps = False  # of an order: the weights are those of no version
         device = chosen_device(self._settings)
         if self._settings.threads or device.type == "cpu":
             # Ray leaves torch as many as the actor's CPUs: one.
@@ -108,7 +109,7 @@ class Trainer:
             fetch: seconds spent fetching the groups.
 
         Raises:
-            EntrostatError: the order starts from another version.
+            EntrostatError: the order starts from another version, or the one before failed between its steps.
             ConfigError: the order has fewer groups than `learner.minibatches`.
             NumericsError: the objective or its gradient is not finite; with one optimizer step per order the policy is
                 as before.
@@ -119,6 +120,7 @@ class Trainer:
         after = PolicyVersion(branch=self.version.branch, step=self.version.step + 1)
         rate = learning_rate(after.step, self._stations.total_steps, self._settings)
         self._optimizer.clear()  # an order that failed may have left gradients
+        self._between_steps = steps_per_order(self._settings) > 1
         lessons = flatten(order.groups, groups, self._settings, order.sample_balance)
         sequences = probe.sequences_of(groups, self._settings.probe_sequences)
         before = score(self._policy, sequences)
@@ -132,6 +134,7 @@ class Trainer:
             rate,
             f"optimizer step {after}",
         )
+        self._between_steps = False
         found = probe.make_probe(sequences, score(self._policy, sequences), before, self._tolerance)
         manifest = self._publisher.publish(after, self._policy.named_tensors(), found)
         phases = PhaseSeconds(
@@ -150,8 +153,10 @@ class Trainer:
         """Commits a checkpoint of this version and the controller's snapshot frame `[bytes]`.
 
         Raises:
+            EntrostatError: an order failed between its optimizer steps.
             ResourceError: the disk is full, or can't be written.
         """
+        self._check_whole()
 
         def write(partial: Path) -> None:
             self._policy.model.save_pretrained(partial / POLICY)
@@ -171,7 +176,15 @@ class Trainer:
         """Frees the published versions."""
         self._publisher.close()
 
+    def _check_whole(self) -> None:
+        if self._between_steps:
+            raise EntrostatError(
+                f"the order from version {self.version} failed between its optimizer steps, and the learner's weights "
+                "are no version's: resume the run from its last checkpoint"
+            )
+
     def _check(self, order: TrainOrder) -> None:
+        self._check_whole()
         if order.version != self.version:
             raise EntrostatError(
                 f"an order to go on from version {order.version} came, the learner stands at {self.version}: the "
