@@ -41,20 +41,26 @@ def said(policy: Policy, sample: Sample, wanted: Objective) -> Said:
     )
 
 
+def said_of_all(policy: Policy, samples: Sequence[Sample], wanted: Objective) -> dict[int, Said]:
+    """Without gradient, by sample."""
+    with torch.no_grad():
+        return {one.index: said(policy, one, wanted) for one in samples}
+
+
 def objective_by_definition(
     policy: Policy,
-    before: Policy,
-    reference: Policy | None,
+    old: dict[int, Said],
+    pulled: dict[int, Said],
     order: Sequence[Sample],
     part: Sequence[Sample],
     wanted: Objective,
     seed: int,
 ) -> Tensor:
-    """J of one step on the samples `part` of the order; `before` is the policy before the order's first update."""
+    """J of one step on the samples `part` of the order.
+
+    `old` is what the policy before the order's first update says, `pulled` what the reference does.
+    """
     settings = wanted.learner
-    with torch.no_grad():
-        old = {one.index: said(before, one, wanted) for one in order}
-        pulled = {one.index: said(before if reference is None else reference, one, wanted).logprob for one in order}
     new = {one.index: said(policy, one, wanted) for one in part}
     counting = [one for one in order if one.counts and not too_far(one, old[one.index], settings.sequence_mask)]
     tokens = chosen(counting, old, settings.policy_tokens)
@@ -68,9 +74,10 @@ def objective_by_definition(
     for i, places in of_sample.items():
         for t in places:
             now = new[i].logprob[t]
-            gap = pulled[i][t] - now
             value = policy_value(samples[i], old[i], new[i], t, (i, t) in singled, wanted)
-            value = value - settings.kl_coefficient * (torch.exp(gap) - gap - 1)
+            if settings.kl_coefficient:
+                gap = pulled[i].logprob[t] - now
+                value = value - settings.kl_coefficient * (torch.exp(gap) - gap - 1)
             if settings.aggregation == "token_mean":
                 total = total + value / len(mine)
             elif settings.aggregation == "sequence_mean":
