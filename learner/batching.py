@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entrostat.learner.advantages import counting, group_advantages, shaped_rewards
+from entrostat.learner.advantages import advantages_of, counting, shaped_rewards
 from entrostat.protocol.arrays import Float32, Int32
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import FINISHED_LENGTH, Group, OrderedGroup
@@ -36,11 +36,15 @@ class Sample:
     """One response as the loss sees it."""
 
     index: int  # within the order: groups one after another, each with its G samples
+    group: int  # within the order
     tokens: Int32  # [P + T] prompt and response
     prompt_length: int  # P
     behaviour: Float32  # [T] nats, log μ of the response
     advantage: float
-    coefficient: float  # λ_q
+    weight: float  # w̄_q
+    coefficient: float  # λ_q = α·w̄_q
+    balance: float  # its policy loss is scaled by so much; 1 changes nothing
+    in_policy: bool  # False: it came along for its bonus alone
     counts: bool  # False: a rejected sample, which loses every term of the loss
 
     @property
@@ -56,9 +60,10 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Denominators:
-    """What the sums over the whole order are divided by; counted before the first backward pass."""
+    """What the sums over an optimizer step's samples are divided by; counted before the first backward pass."""
 
-    policy_tokens: int  # N_A: response tokens of the samples that count
+    policy_tokens: int  # N_A: those in the policy term
+    policy_samples: int  # with a token in the policy term
     response_tokens: int  # N_H: all response tokens
 
 
@@ -85,30 +90,43 @@ class MicroBatch:
     behaviour: Tensor  # [T] nats
     advantage: Tensor  # [T]
     coefficient: Tensor  # [T]
+    balance: Tensor  # [T]
+    policy: Tensor  # [T] bool: of samples in the policy term
     counts: Tensor  # [T] bool
+    row: Tensor  # [T] int64, the sample's place in this micro-batch
     sample: Tensor  # [T] int64, Sample.index
 
 
-def flatten(ordered: Sequence[OrderedGroup], groups: Sequence[Group], settings: LearnerSettings) -> list[Sample]:
-    """The order's samples with their advantages and coefficients; `groups[i]` is the group of `ordered[i]`."""
+def flatten(
+    ordered: Sequence[OrderedGroup], groups: Sequence[Group], settings: LearnerSettings, sample_balance: float = 0.0
+) -> list[Sample]:
+    """The order's samples with their advantages and coefficients; `groups[i]` is the group of `ordered[i]`.
+
+    With a `sample_balance` α the policy losses of samples with A > 0 are scaled by 1 + α, those with A < 0 by 1 − α
+    (EntroPIC).
+    """
     samples: list[Sample] = []
-    for entry, group in zip(ordered, groups, strict=True):
+    for g, (entry, group) in enumerate(zip(ordered, groups, strict=True)):
         rollout = group.rollout
         truncated = rollout.samples.finish == FINISHED_LENGTH
         rewards = np.array([verdict.reward for verdict in group.verdicts], np.float64)
         shaped = shaped_rewards(rewards, truncated, settings.truncated, settings.truncation_penalty)
-        advantages = group_advantages(shaped, normalise=settings.advantages == "normalised")
+        advantages = advantages_of(shaped, settings.advantages)
         counts = counting(truncated, settings.truncated)
         edges = np.concatenate([[0], np.cumsum(rollout.samples.lengths)])
         for i, (start, end) in enumerate(pairwise(edges)):
             samples.append(
                 Sample(
                     index=len(samples),
+                    group=g,
                     tokens=np.concatenate([rollout.prompt_tokens, rollout.samples.tokens[start:end]]),
                     prompt_length=len(rollout.prompt_tokens),
                     behaviour=rollout.samples.logprobs[start:end],
                     advantage=float(advantages[i]),
+                    weight=entry.weight,
                     coefficient=entry.coefficient,
+                    balance=1.0 + sample_balance * float(np.sign(advantages[i])),
+                    in_policy=entry.in_policy,
                     counts=bool(counts[i]),
                 )
             )
@@ -116,9 +134,11 @@ def flatten(ordered: Sequence[OrderedGroup], groups: Sequence[Group], settings: 
 
 
 def denominators(samples: Sequence[Sample]) -> Denominators:
-    """N_A and N_H of the order. A group without advantage counts in N_A: only rejected samples don't."""
+    """N_A and N_H of the samples. A group without advantage counts in N_A unless it came along for its bonus alone."""
+    lengths = [sample.response_length for sample in samples if sample.counts and sample.in_policy]
     return Denominators(
-        policy_tokens=sum(sample.response_length for sample in samples if sample.counts),
+        policy_tokens=sum(lengths),
+        policy_samples=sum(length > 0 for length in lengths),
         response_tokens=sum(sample.response_length for sample in samples),
     )
 
@@ -225,6 +245,9 @@ def collate(
         behaviour=torch.from_numpy(np.concatenate([sample.behaviour for sample in samples])).to(device, dtype),
         advantage=per_token([sample.advantage for sample in samples], dtype),
         coefficient=per_token([sample.coefficient for sample in samples], dtype),
+        balance=per_token([sample.balance for sample in samples], dtype),
+        policy=per_token([sample.counts and sample.in_policy for sample in samples], torch.bool),
         counts=per_token([sample.counts for sample in samples], torch.bool),
+        row=per_token(list(range(len(samples))), torch.int64),
         sample=per_token([sample.index for sample in samples], torch.int64),
     )

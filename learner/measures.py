@@ -1,14 +1,27 @@
 """From per-token measurements to the step's report and to what people read about single samples."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import nan
+from statistics import fmean
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from entrostat.learner.update import Measured, PerToken
-from entrostat.protocol.messages import PhaseSeconds, PolicyVersion, StepReport
+from entrostat.learner.forward import PerToken
+from entrostat.learner.losses import kl_to_reference
+from entrostat.learner.steps import Step, Taken
+from entrostat.protocol.messages import (
+    BalanceReport,
+    Group,
+    LevelEntropy,
+    PhaseSeconds,
+    PolicyVersion,
+    StepReport,
+    TrainOrder,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,41 +33,49 @@ class PerSample:
 
 
 def step_report(
-    measured: Measured,
+    taken: Taken,
+    order: TrainOrder,
+    groups: Sequence[Group],
     *,
-    before: PolicyVersion,
     after: PolicyVersion,
-    gradient_norm: float,
     learning_rate: float,
     phases: PhaseSeconds,
 ) -> StepReport:
-    """One optimizer step in numbers; entropies and drift over all response tokens, clipping over those that count."""
-    tokens, terms, counts = measured.tokens, measured.terms, measured.tokens.counts
+    """An order's training in numbers.
+
+    Entropies and drift are means over all response tokens before the first update, the KL over those of the samples in
+    the policy term. Of several optimizer steps losses, norms and padding are means, shares are over all their tokens,
+    and `policy_tokens` counts each token once.
+    """
+    tokens, steps = taken.tokens, taken.steps
+    in_policy = _per_token(tokens, [sample.counts and sample.in_policy for sample in taken.samples])
+    cut = [step.measured.cuts for step in steps]
+    counted = max(sum(cuts.tokens for cuts in cut), 1)
     return StepReport(
-        measured=before,
+        measured=order.version,
         version=after,
         entropy=_mean(tokens.entropy),
         clamped_entropy=_mean(tokens.clamped_entropy),
-        sampled_entropy=0.0,
+        sampled_entropy=-_mean(tokens.logprob),
         clamped_mass=_mean(tokens.clamped_mass),
-        levels=(),
-        ages=(),
-        response_tokens=measured.denominators.response_tokens,
-        policy_tokens=measured.denominators.policy_tokens,
-        loss=-terms.objective,
-        policy_loss=-terms.policy,
-        entropy_bonus=terms.bonus,
-        kl_nats=_mean(tokens.kl[counts]),
-        gradient_norm=gradient_norm,
+        levels=_levels(taken, order),
+        ages=_ages(taken, order, groups),
+        response_tokens=len(tokens.entropy),
+        policy_tokens=_policy_tokens(taken),
+        loss=_over(steps, lambda step: -step.measured.terms.objective),
+        policy_loss=_over(steps, lambda step: -step.measured.terms.policy),
+        entropy_bonus=_over(steps, lambda step: step.measured.terms.bonus),
+        kl_nats=_mean(kl_to_reference(tokens.logprob, tokens.reference)[in_policy]),
+        gradient_norm=_over(steps, lambda step: step.gradient_norm),
         learning_rate=learning_rate,
-        clip_share=_mean(tokens.clipped[counts]),
-        truncated_weight_share=_mean(tokens.capped[counts]),
-        masked_share=0.0,
-        optimizer_steps=1,
-        balance=None,
+        clip_share=sum(cuts.clipped for cuts in cut) / counted,
+        truncated_weight_share=sum(cuts.capped for cuts in cut) / counted,
+        masked_share=fmean(not sample.counts for sample in taken.samples),
+        optimizer_steps=len(steps),
+        balance=_balance(steps),
         drift_mean=_mean(tokens.drift),
         drift_max=float(tokens.drift.max()),
-        padding_share=measured.padding_share,
+        padding_share=_over(steps, lambda step: step.measured.padding_share),
         phases=phases,
     )
 
@@ -69,6 +90,59 @@ def per_sample(tokens: PerToken, samples: int) -> PerSample:
         return means
 
     return PerSample(entropy=mean(tokens.entropy), drift=mean(tokens.drift))
+
+
+def _levels(taken: Taken, order: TrainOrder) -> tuple[LevelEntropy, ...]:
+    """Every level with response tokens, in alphabetical order."""
+    tokens, of_sample = taken.tokens, [order.groups[sample.group].level for sample in taken.samples]
+    found = []
+    for level in sorted(set(of_sample)):
+        here = _per_token(tokens, [one == level for one in of_sample])
+        if bool(here.any()):
+            found.append(
+                LevelEntropy(
+                    level=level,
+                    tokens=int(here.sum()),
+                    entropy=_mean(tokens.entropy[here]),
+                    clamped_entropy=_mean(tokens.clamped_entropy[here]),
+                    sampled_entropy=-_mean(tokens.logprob[here]),
+                )
+            )
+    return tuple(found)
+
+
+def _ages(taken: Taken, order: TrainOrder, groups: Sequence[Group]) -> tuple[float, ...]:
+    """H̃ by age of the states in versions, from 0 to the oldest; NaN for an age without response tokens."""
+    ages = [max(order.version.step - group.rollout.started.step, 0) for group in groups]
+    of_token = torch.tensor([ages[sample.group] for sample in taken.samples])[taken.tokens.sample]
+    entropies = (taken.tokens.clamped_entropy[of_token == age] for age in range(max(ages) + 1))
+    return tuple(_mean(values) if values.numel() else nan for values in entropies)
+
+
+def _policy_tokens(taken: Taken) -> int:
+    """Each token once, however often the order was gone through."""
+    steps = taken.steps
+    seen = sum(step.measured.denominators.response_tokens for step in steps)
+    chosen = sum(step.measured.denominators.policy_tokens for step in steps)
+    return chosen // (seen // len(taken.tokens.entropy))
+
+
+def _balance(steps: Sequence[Step]) -> BalanceReport | None:
+    """The means over the steps that have one: of several orders' the ratio of sums is what calibration takes."""
+    found = [step.balance for step in steps if step.balance is not None]
+    if not found:
+        return None
+    return BalanceReport(
+        policy_push=fmean(one.policy_push for one in found), bonus_push=fmean(one.bonus_push for one in found)
+    )
+
+
+def _per_token(tokens: PerToken, of_sample: Sequence[bool]) -> Tensor:
+    return torch.tensor(of_sample)[tokens.sample]
+
+
+def _over(steps: Sequence[Step], value: Callable[[Step], float]) -> float:
+    return fmean(map(value, steps))
 
 
 def _mean(values: Tensor) -> float:

@@ -79,6 +79,31 @@ class Optimizer:
         self.clear()
         return norm
 
+    def gradients(self) -> list[Tensor]:
+        """Copies of the gradients there are, one for each parameter; zeros where there is none."""
+        return [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in self._weights]
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether a step was made: before the first there is no metric."""
+        return bool(self._adam.state)
+
+    def inner(self, one: Iterable[Tensor], other: Iterable[Tensor]) -> float:
+        """`⟨P a, b⟩` with `P = 1 / (√v̂ + ε)`, v̂ the second moments, corrected for their start, before the next step.
+
+        Momentum, learning rate, weight decay and clipping are left out: it is how far Adam's metric carries a step
+        along `a` in the direction of `b`. `has_moments` must hold; a weight that never had a gradient takes no part.
+        """
+        total = 0.0
+        beta, epsilon = self._adam.param_groups[0]["betas"][1], self._adam.param_groups[0]["eps"]
+        for weight, a, b in zip(self._weights, one, other, strict=True):
+            state = self._adam.state.get(weight)
+            if not state:
+                continue
+            moment = state["exp_avg_sq"].double() / (1.0 - beta ** float(state["step"]))
+            total += float((a.double() * b.double() / (moment.sqrt() + epsilon)).sum())
+        return total
+
     def clear(self) -> None:
         """Forgets all gradients."""
         for tensor in (*self._weights, *self._parameters):

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,17 @@ import torch
 
 from entrostat.learner import checkpoint, probe, samples
 from entrostat.learner.batching import flatten
+from entrostat.learner.forward import PerToken
 from entrostat.learner.ipc import IpcPublisher
 from entrostat.learner.measures import per_sample, step_report
+from entrostat.learner.objective import Objective, steps_per_order
 from entrostat.learner.optimizer import Optimizer, learning_rate
 from entrostat.learner.policy import Policy, freeze, load_policy, score
 from entrostat.learner.shared_memory import ROOT, SharedMemoryPublisher
-from entrostat.learner.update import Measured, Objective, accumulate
+from entrostat.learner.steps import take
 from entrostat.learner.weights import Publisher
 from entrostat.protocol.arrays import Int32, UInt8
-from entrostat.protocol.errors import CheckpointDamaged, EntrostatError, ResourceError
+from entrostat.protocol.errors import CheckpointDamaged, ConfigError, EntrostatError, ResourceError
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import (
     Group,
@@ -64,6 +67,7 @@ class Trainer:
         self._stations, self._settings = stations, stations.learner
         self._prompts = {prompt.id: prompt for prompt in prompts.prompts}
         self.version = version
+        self._between_steps = False  # of an order: the weights are those of no version
         device = chosen_device(self._settings)
         if self._settings.threads or device.type == "cpu":
             # Ray leaves torch as many as the actor's CPUs: one.
@@ -75,7 +79,11 @@ class Trainer:
         if checkpoint is not None:
             _restore(checkpoint / OPTIMIZER, self._optimizer)
         self._objective = Objective(
-            learner=self._settings, estimator=stations.entropy.estimator, temperature=stations.rollout.temperature
+            learner=self._settings,
+            estimator=stations.entropy.estimator,
+            temperature=stations.rollout.temperature,
+            tokens=stations.entropy.tokens,
+            response_limit=stations.rollout.max_response_tokens,
         )
         self._tolerance = probe.tolerance(stations.rollout.tolerance, stations.model.dtype)
         self._publisher: Publisher = (
@@ -92,7 +100,7 @@ class Trainer:
         return self._publisher.publish(self.version, self._policy.named_tensors(), found)
 
     def train(self, order: TrainOrder, groups: Sequence[Group], *, wait: float, fetch: float) -> StepOutcome:
-        """One optimizer step and its published version; `groups[i]` is the group of `order.groups[i]`.
+        """An order's optimizer steps and the version they make; `groups[i]` is the group of `order.groups[i]`.
 
         Args:
             order: what to train on, from this trainer's version.
@@ -101,51 +109,54 @@ class Trainer:
             fetch: seconds spent fetching the groups.
 
         Raises:
-            EntrostatError: the order starts from another version.
-            NumericsError: the objective or its gradient is not finite; the policy is as before.
+            EntrostatError: the order starts from another version, or the one before failed between its steps.
+            ConfigError: the order has fewer groups than `learner.minibatches`.
+            NumericsError: the objective or its gradient is not finite; with one optimizer step per order the policy is
+                as before.
             ResourceError: there is no room to publish the new version.
         """
-        if order.version != self.version:
-            raise EntrostatError(
-                f"an order to go on from version {order.version} came, the learner stands at {self.version}: the "
-                "controller and the learner disagree; resume the run from its last checkpoint"
-            )
         began = time.perf_counter()
+        self._check(order)
         after = PolicyVersion(branch=self.version.branch, step=self.version.step + 1)
-        where = f"optimizer step {after}"
+        rate = learning_rate(after.step, self._stations.total_steps, self._settings)
         self._optimizer.clear()  # an order that failed may have left gradients
-        measured = accumulate(
-            self._policy, self._reference, flatten(order.groups, groups, self._settings), self._objective, where
-        )
-        accumulated = time.perf_counter()
+        self._between_steps = steps_per_order(self._settings) > 1
+        lessons = flatten(order.groups, groups, self._settings, order.sample_balance)
         sequences = probe.sequences_of(groups, self._settings.probe_sequences)
         before = score(self._policy, sequences)
-        probed = time.perf_counter()
-        rate = learning_rate(after.step, self._stations.total_steps, self._settings)
-        norm = self._optimizer.step(rate, where)
-        stepped = time.perf_counter()
+        taken = take(
+            self._policy,
+            self._reference,
+            self._optimizer,
+            lessons,
+            replace(self._objective, usual_entropy=order.usual_entropy),
+            order,
+            rate,
+            f"optimizer step {after}",
+        )
+        self._between_steps = False
         found = probe.make_probe(sequences, score(self._policy, sequences), before, self._tolerance)
         manifest = self._publisher.publish(after, self._policy.named_tensors(), found)
         phases = PhaseSeconds(
             wait=wait,
             fetch=fetch,
-            forward_backward=accumulated - began,
-            optimizer=stepped - probed,
-            publish=time.perf_counter() - stepped + probed - accumulated,
+            forward_backward=taken.gradient_seconds,
+            optimizer=taken.optimizer_seconds,
+            publish=time.perf_counter() - began - taken.gradient_seconds - taken.optimizer_seconds,
         )
-        report = step_report(
-            measured, before=self.version, after=after, gradient_norm=norm, learning_rate=rate, phases=phases
-        )
+        report = step_report(taken, order, groups, after=after, learning_rate=rate, phases=phases)
         self.version = after
-        self._write_samples(order, groups, measured)
+        self._write_samples(order, groups, taken.tokens)
         return StepOutcome(report=report, manifest=manifest)
 
     def save(self, folder: Path, controller: UInt8) -> None:
         """Commits a checkpoint of this version and the controller's snapshot frame `[bytes]`.
 
         Raises:
+            EntrostatError: an order failed between its optimizer steps.
             ResourceError: the disk is full, or can't be written.
         """
+        self._check_whole()
 
         def write(partial: Path) -> None:
             self._policy.model.save_pretrained(partial / POLICY)
@@ -165,12 +176,32 @@ class Trainer:
         """Frees the published versions."""
         self._publisher.close()
 
-    def _write_samples(self, order: TrainOrder, groups: Sequence[Group], measured: Measured) -> None:
+    def _check_whole(self) -> None:
+        if self._between_steps:
+            raise EntrostatError(
+                f"the order from version {self.version} failed between its optimizer steps, and the learner's weights "
+                "are no version's: resume the run from its last checkpoint"
+            )
+
+    def _check(self, order: TrainOrder) -> None:
+        self._check_whole()
+        if order.version != self.version:
+            raise EntrostatError(
+                f"an order to go on from version {order.version} came, the learner stands at {self.version}: the "
+                "controller and the learner disagree; resume the run from its last checkpoint"
+            )
+        if len(order.groups) < self._settings.minibatches:
+            raise ConfigError(
+                f"learner.minibatches = {self._settings.minibatches} and an order of {len(order.groups)} groups came: "
+                "each optimizer step takes whole groups. Lower learner.minibatches, or raise batch.prompts"
+            )
+
+    def _write_samples(self, order: TrainOrder, groups: Sequence[Group], tokens: PerToken) -> None:
         count = self._stations.samples_per_step
         if count:
             total = sum(len(group.verdicts) for group in groups)
             records = samples.sample_records(
-                order.groups, groups, per_sample(measured.tokens, total), self._prompts, self._decode, count
+                order.groups, groups, per_sample(tokens, total), self._prompts, self._decode, count
             )
             path = Path(self._stations.directory) / "samples" / f"step-{self.version.step}.jsonl"
             samples.write_samples(path, records)

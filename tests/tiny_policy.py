@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from entrostat.learner.policy import Policy, load_policy
@@ -99,6 +101,27 @@ def loaded(folder: Path, *, dtype: str = "float32", gradient_checkpointing: bool
     return policy
 
 
+def in_float64(policy: Policy) -> Policy:
+    """The policy in float64 throughout: transformers' own norm computes in float32 whatever it is given."""
+    policy.model.double()
+    for parent in list(policy.model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__ == "Qwen3RMSNorm":
+                norm = nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon, dtype=torch.float64)
+                norm.weight = child.weight
+                setattr(parent, name, norm)
+    return policy
+
+
+def moved(policy: Policy, size: float, seed: int = 9) -> Policy:
+    """The policy itself, each weight moved by a random number of this standard deviation."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            weight += size * torch.randn_like(weight)
+    return policy
+
+
 def make_prompts() -> PromptSet:
     """As many prompts as `PROMPTS`."""
     return PromptSet(
@@ -110,9 +133,14 @@ def make_prompts() -> PromptSet:
 
 
 def make_group(
-    lease_id: int, *, rewards: tuple[float, ...] = (1.0, 0.0, 0.0, 1.0), truncated: int = 0, seed: int = 0
+    lease_id: int,
+    *,
+    rewards: tuple[float, ...] = (1.0, 0.0, 0.0, 1.0),
+    truncated: int = 0,
+    seed: int = 0,
+    started: int = 0,
 ) -> Group:
-    """Random tokens; the first `truncated` samples were cut by the length limit."""
+    """Random tokens; the first `truncated` samples were cut by the length limit; version 0.`started` began them."""
     draw = np.random.default_rng((seed, lease_id))
     lengths = draw.integers(3, 12, len(rewards)).astype(np.int32)
     tokens = draw.integers(3, len(WORDS), int(lengths.sum())).astype(np.int32)
@@ -123,7 +151,7 @@ def make_group(
         finish=(np.arange(len(rewards)) < truncated).astype(np.uint8),
         spans=np.array([[i, 0, 0, 0] for i in range(len(rewards))], np.int32),
     )
-    version = PolicyVersion(branch=0, step=0)
+    version = PolicyVersion(branch=0, step=started)
     prompt_id = lease_id % len(PROMPTS)
     lease = Lease(
         id=lease_id, prompt_id=prompt_id, samples=len(rewards), version=version, seed=seed, deadline_seconds=9.0
@@ -144,26 +172,36 @@ def make_group(
     )
 
 
-def make_order(groups: list[Group], version: PolicyVersion, coefficient: float = 0.1) -> TrainOrder:
-    """An order for these groups, each with the same coefficient."""
-    return TrainOrder(
+def make_order(
+    groups: list[Group],
+    version: PolicyVersion,
+    coefficient: float = 0.1,
+    *,
+    weights: Sequence[float] = (),
+    bonus_alone: Sequence[int] = (),
+    levels: Sequence[str] = (),
+    **changes: Any,
+) -> TrainOrder:
+    """An order for these groups, by default each with the same weight; those in `bonus_alone` have no policy term."""
+    order = TrainOrder(
         version=version,
         groups=tuple(
             OrderedGroup(
                 lease_id=group.rollout.lease.id,
                 prompt_id=group.rollout.lease.prompt_id,
-                level="2",
-                in_policy=True,
-                weight=1.0,
-                coefficient=coefficient,
+                level=levels[i] if levels else "2",
+                in_policy=i not in bonus_alone,
+                weight=weights[i] if weights else 1.0,
+                coefficient=coefficient * (weights[i] if weights else 1.0),
             )
-            for group in groups
+            for i, group in enumerate(groups)
         ),
         coefficient=coefficient,
         sample_balance=0.0,
         usual_entropy=float("nan"),
         seed=0,
     )
+    return msgspec.structs.replace(order, **changes)
 
 
 def make_stations(

@@ -20,11 +20,15 @@ def sample(index: int, prompt: int, response: int, *, counts: bool = True) -> Sa
     tokens = np.arange(100 * index, 100 * index + prompt + response, dtype=np.int32)
     return Sample(
         index=index,
+        group=index,
         tokens=tokens,
         prompt_length=prompt,
         behaviour=np.arange(response, dtype=np.float32) - index,
         advantage=float(index),
+        weight=0.25 * index,
         coefficient=0.5 * index,
+        balance=1.0,
+        in_policy=True,
         counts=counts,
     )
 

@@ -16,32 +16,21 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausa
 
 from entrostat.learner import shared_prompt
 from entrostat.learner.batching import Sample
+from entrostat.learner.objective import Objective
 from entrostat.learner.policy import Policy, freeze
 from entrostat.learner.shared_prompt import objection
-from entrostat.learner.update import Measured, Objective, accumulate
+from entrostat.learner.update import Measured, accumulate
 from entrostat.protocol.entropy_settings import ClampedEntropy
 from entrostat.protocol.learner_settings import LearnerSettings
-from tests.tiny_policy import WORDS, loaded, make_policy
+from tests.tiny_policy import WORDS, in_float64, loaded, make_policy
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    """The tiny policy in float64 throughout: transformers' own norm computes in float32 whatever it is given."""
     torch.set_num_threads(1)
     return in_float64(loaded(make_policy(tmp_path_factory.mktemp("policy"))))
-
-
-def in_float64(policy: Policy) -> Policy:
-    policy.model.double()
-    for parent in list(policy.model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child).__name__ == "Qwen3RMSNorm":
-                norm = nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon, dtype=torch.float64)
-                norm.weight = child.weight
-                setattr(parent, name, norm)
-    return policy
 
 
 def group(draw: np.random.Generator, first: int, prompt: int, lengths: list[int]) -> list[Sample]:
@@ -50,11 +39,15 @@ def group(draw: np.random.Generator, first: int, prompt: int, lengths: list[int]
     return [
         Sample(
             index=first + i,
+            group=0,
             tokens=np.concatenate([start, draw.integers(3, len(WORDS), length)]).astype(np.int32),
             prompt_length=prompt,
             behaviour=(-draw.random(length) - 2.5).astype(np.float32),
             advantage=float(draw.normal()),
+            weight=1.0,
             coefficient=float(draw.random()),
+            balance=1.0,
+            in_policy=True,
             counts=bool(draw.random() < 0.75),
         )
         for i, length in enumerate(lengths)

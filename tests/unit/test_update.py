@@ -12,10 +12,11 @@ import torch
 from entrostat.learner.batching import Sample, flatten
 from entrostat.learner.entropy import clamped_entropy
 from entrostat.learner.measures import per_sample
+from entrostat.learner.objective import Objective
 from entrostat.learner.optimizer import Optimizer
 from entrostat.learner.policy import Policy, freeze
 from entrostat.learner.trainer import Trainer, chosen_device
-from entrostat.learner.update import Measured, Objective, accumulate
+from entrostat.learner.update import Measured, accumulate
 from entrostat.protocol.entropy_settings import ClampedEntropy
 from entrostat.protocol.errors import EntrostatError, NumericsError, ResourceError
 from entrostat.protocol.learner_settings import LearnerSettings
