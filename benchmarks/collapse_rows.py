@@ -112,3 +112,42 @@ PLAIN = ('entropy.weight.form="uniform"', "entropy.weight.all_wrong_share=1.0", 
 def _law(kind: str, **numbers: float) -> str:
     inside = ", ".join([f'kind="{kind}"', *(f"{name}={number:.6g}" for name, number in numbers.items())])
     return f"entropy.law={{{inside}}}"
+
+
+TASKS = {
+    "sums": Task(
+        name="sums",
+        toml="deploy/runs/quickstart.toml",
+        overrides=(
+            "batch.prompts=16",
+            "rollout.max_staleness=0",
+            "rollout.groups_in_flight=16",
+            "evaluation.tasks.0.size=134",
+            "evaluation.tasks.1.size=133",
+            "evaluation.tasks.2.size=133",
+        ),
+        steps=100,
+        trained=("3 terms", "4 terms", "5 terms"),
+        harder="6 terms",
+        anchor=0.6,
+        initial_entropy=0.23,
+        balance=0.06,
+        drift=0.03,
+        fixed=0.1,
+        delta=0.01,
+    ),
+    "countdown": Task(
+        name="countdown",
+        toml="benchmarks/countdown/countdown.toml",
+        overrides=(),
+        steps=200,
+        trained=("3 numbers",),
+        harder="4 numbers",
+        anchor=0.5,
+        initial_entropy=0.45,
+        balance=0.02,
+        drift=0.02,
+        fixed=0.02,
+        delta=0.005,
+    ),
+}
