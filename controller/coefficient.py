@@ -1,20 +1,62 @@
 """The control laws: what the global entropy coefficient α becomes after a measurement, as pure functions.
 
-`band_step` and `anchored_step` are the papers' updates, bare. `law_step` wraps them and the flagship `thermostat` with
-what a run needs: H_0, warm-up, and freezing. A measurement that is missing, not finite, negative, or no newer than the
-last one changes nothing but a counter. Entropies are in nats per response token.
+`law_step` wraps the published updates (`updates.py`) and the flagship (`thermostat.py`) with what a run needs: H_0,
+warm-up, and freezing. A measurement that is missing, not finite, negative, or no newer than the last one changes
+nothing but a counter. Laws with a target of 0 aim at `anchor · H_0`. Entropies are in nats per response token.
 """
 
-import math
 from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
-from entrostat.controller.measurement import RESOLUTION_NATS, Intake, Measurement
+from entrostat.controller.measurement import Intake, Measurement, admit
 from entrostat.controller.thermostat import ThermostatState, thermostat_step
-from entrostat.protocol.entropy_settings import AnchoredLaw, BandLaw, FixedLaw, LawSettings, ThermostatLaw
+from entrostat.controller.updates import (
+    anchored_step,
+    band_step,
+    bang_bang_step,
+    pi_step,
+    quadratic_coefficient,
+    sample_balance_step,
+)
+from entrostat.protocol.entropy_settings import (
+    AnchoredLaw,
+    BandLaw,
+    BangBangLaw,
+    FixedLaw,
+    LawSettings,
+    PiLaw,
+    QuadraticLaw,
+    SampleBalanceLaw,
+    ThermostatLaw,
+)
 from entrostat.protocol.errors import ConfigError
+
+__all__ = [
+    "AnchoredState",
+    "BandState",
+    "BangBangState",
+    "FixedState",
+    "Intake",
+    "LawState",
+    "Measurement",
+    "PiState",
+    "QuadraticState",
+    "Reading",
+    "SampleBalanceState",
+    "ThermostatState",
+    "anchor_orders",
+    "anchored_step",
+    "band_step",
+    "bang_bang_step",
+    "initial_state",
+    "law_step",
+    "pi_step",
+    "quadratic_coefficient",
+    "read",
+    "sample_balance_step",
+]
 
 
 class FixedState(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -38,7 +80,48 @@ class AnchoredState(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     coefficient: float
 
 
-LawState = FixedState | BandState | AnchoredState | ThermostatState
+class BangBangState(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """State of Skywork-OR1's law."""
+
+    intake: Intake
+    coefficient: float  # α, which goes on while the bonus does not act
+    acting: bool = False  # whether the last entropy was below the target
+
+
+class PiState(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """State of the linear law with proportional and integral action."""
+
+    intake: Intake
+    coefficient: float
+    accumulated: float  # I, in units of α
+
+
+class QuadraticState(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """State of SIREN's law."""
+
+    intake: Intake
+    coefficient: float
+
+
+class SampleBalanceState(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """State of EntroPIC's law, which gives no bonus."""
+
+    intake: Intake
+    coefficient: float = 0.0
+    balance: float = 0.0  # −1…1
+    accumulated: float = 0.0  # of it
+
+
+LawState = (
+    FixedState
+    | BandState
+    | AnchoredState
+    | ThermostatState
+    | BangBangState
+    | PiState
+    | QuadraticState
+    | SampleBalanceState
+)
 
 
 class Reading(NamedTuple):
@@ -52,58 +135,8 @@ class Reading(NamedTuple):
     frozen: int
     brake: bool
     ceiling_orders: int
-
-
-def band_step(
-    coefficient: float,
-    entropy: float,
-    *,
-    low: float,
-    high: float,
-    rate: float,
-    floor: float,
-    ceiling: float,
-    initial: float | None = None,
-    pull: float = 0.0,
-) -> float:
-    """AEnt (arXiv 2509.03493): hold inside the band, push back outside it, stay in the box.
-
-    `λ ← clip(λ − β·[min(0, H̃ − low) + max(0, H̃ − high) + pull·(λ − λ0)], floor, ceiling)`, β the rate, λ0 `initial`.
-    An entropy that is not finite leaves λ as it is.
-
-    Raises:
-        ConfigError: the band or the box is empty, or there is a pull and nothing to pull to.
-    """
-    if not low < high or not floor <= ceiling:
-        raise ConfigError(
-            f"a band needs low < high and floor <= ceiling; got low = {low}, high = {high}, "
-            f"floor = {floor}, ceiling = {ceiling}"
-        )
-    if pull != 0.0 and initial is None:
-        raise ConfigError(f"pull = {pull} needs the coefficient it pulls to: give initial")
-    if not math.isfinite(entropy):
-        return coefficient
-    back = pull * (coefficient - initial) if initial is not None else 0.0
-    error = min(0.0, entropy - low) + max(0.0, entropy - high) + back
-    return min(max(coefficient - rate * error, floor), ceiling)
-
-
-def anchored_step(
-    coefficient: float, entropy: float, *, target: float, rate: float, ceiling: float | None = None
-) -> float:
-    """AER (arXiv 2510.10959): `α ← max(0, α + η·(H* − H))`, η the rate; the ceiling is ours.
-
-    An entropy that is not finite leaves α as it is.
-
-    Raises:
-        ConfigError: the ceiling is negative, or the target is not finite.
-    """
-    if not math.isfinite(target) or (ceiling is not None and ceiling < 0.0):
-        raise ConfigError(f"an anchored law needs a finite target and a ceiling of at least 0; got {target}, {ceiling}")
-    if not math.isfinite(entropy):
-        return coefficient
-    moved = max(0.0, coefficient + rate * (target - entropy))
-    return moved if ceiling is None else min(moved, ceiling)
+    sample_balance: float  # −1…1, of the next order
+    usual_entropy: float | None  # mean of all measurements the law accepted, nats
 
 
 def initial_state(law: LawSettings, *, momentum: float = 0.9) -> LawState:
@@ -119,6 +152,20 @@ def initial_state(law: LawSettings, *, momentum: float = 0.9) -> LawState:
             return ThermostatState(
                 intake=Intake(), coefficient=0.0, drift=law.drift, balance=law.balance, momentum=momentum
             )
+        case BangBangLaw():
+            return BangBangState(intake=Intake(), coefficient=law.initial)
+        case PiLaw():
+            # No bonus while H_0 is measured, whatever the floor; the integral starts inside its box.
+            return PiState(intake=Intake(), coefficient=0.0, accumulated=law.floor)
+        case QuadraticLaw():
+            return QuadraticState(intake=Intake(), coefficient=0.0)
+        case SampleBalanceLaw():
+            return SampleBalanceState(intake=Intake())
+
+
+def anchor_orders(law: LawSettings) -> int:
+    """How many orders make H_0: the first one, but for the flagship."""
+    return law.anchor_orders if isinstance(law, ThermostatLaw) else 1
 
 
 def law_step(law: LawSettings, state: LawState, measurement: Measurement) -> LawState:
@@ -127,37 +174,33 @@ def law_step(law: LawSettings, state: LawState, measurement: Measurement) -> Law
     Raises:
         ConfigError: the state belongs to another law.
     """
-    intake = _admit(state.intake, measurement, law.anchor_orders if isinstance(law, ThermostatLaw) else 1)
+    intake = admit(state.intake, measurement, anchor_orders(law))
     if intake.accepted == state.intake.accepted:
         return replace(state, intake=intake)
-    initial = intake.initial_entropy
+    entropy, target = measurement.entropy, _target(law, intake)
     match law, state:
         case FixedLaw(), FixedState():
             return replace(state, intake=intake)
-        case BandLaw(), BandState() if intake.accepted <= law.warmup_steps:
-            return replace(state, intake=intake)
         case BandLaw(), BandState():
-            moved = band_step(
-                state.coefficient,
-                measurement.entropy,
-                low=law.low,
-                high=law.high,
-                rate=law.rate,
-                floor=law.floor,
-                ceiling=law.ceiling,
-                initial=law.initial,
-                pull=law.pull,
-            )
-            return replace(state, intake=intake, coefficient=moved)
-        case AnchoredLaw(), AnchoredState() if initial is not None:
-            target = law.anchor * initial
-            moved = anchored_step(
-                state.coefficient, measurement.entropy, target=target, rate=law.rate, ceiling=law.ceiling
-            )
+            return replace(state, intake=intake, coefficient=_banded(law, state, intake.accepted, entropy))
+        case AnchoredLaw(), AnchoredState() if target is not None:
+            moved = anchored_step(state.coefficient, entropy, target=target, rate=law.rate, ceiling=law.ceiling)
             return replace(state, intake=intake, coefficient=moved)
         case ThermostatLaw(), ThermostatState():
-            waiting = replace(state, intake=intake)
-            return waiting if initial is None else thermostat_step(law, waiting, measurement.entropy, initial)
+            waiting, initial = replace(state, intake=intake), intake.initial_entropy
+            return waiting if initial is None else thermostat_step(law, waiting, entropy, initial)
+        case BangBangLaw(), BangBangState() if target is not None:
+            moved = bang_bang_step(
+                state.coefficient, entropy, target=target, delta=law.delta, floor=law.floor, ceiling=law.ceiling
+            )
+            return replace(state, intake=intake, coefficient=moved, acting=entropy < target)
+        case PiLaw(), PiState() if target is not None:
+            return _proportional(law, state, intake, entropy, target)
+        case QuadraticLaw(), QuadraticState() if target is not None:
+            signed = quadratic_coefficient(entropy, target=target, strength=law.strength)
+            return replace(state, intake=intake, coefficient=signed)
+        case SampleBalanceLaw(), SampleBalanceState() if target is not None:
+            return _balanced(law, state, intake, entropy, target)
         case _:
             raise ConfigError(
                 f"a {type(state).__name__} came to a {type(law).__name__}: resume with the law the run was started with"
@@ -166,31 +209,69 @@ def law_step(law: LawSettings, state: LawState, measurement: Measurement) -> Law
 
 def read(law: LawSettings, state: LawState) -> Reading:
     """What the state says: coefficient, target or band, H_0, and whether the law is held back."""
-    initial = state.intake.initial_entropy
-    anchor = law.anchor if isinstance(law, ThermostatLaw | AnchoredLaw) else None
+    idle = isinstance(state, BangBangState) and not state.acting
     return Reading(
-        coefficient=state.coefficient,
-        target=None if anchor is None or initial is None else anchor * initial,
+        coefficient=0.0 if idle else state.coefficient,
+        target=_target(law, state.intake),
         low=law.low if isinstance(law, BandLaw) else None,
         high=law.high if isinstance(law, BandLaw) else None,
-        initial_entropy=initial,
+        initial_entropy=state.intake.initial_entropy,
         frozen=state.intake.frozen,
         brake=isinstance(state, ThermostatState) and state.brake,
         ceiling_orders=state.ceiling_orders if isinstance(state, ThermostatState) else 0,
+        sample_balance=state.balance if isinstance(state, SampleBalanceState) else 0.0,
+        usual_entropy=state.intake.usual_entropy,
     )
 
 
-def _admit(intake: Intake, measurement: Measurement, anchor_orders: int) -> Intake:
-    """Counts a measurement in or refuses it; makes H_0 of the first `anchor_orders`, weighted by tokens."""
-    old = intake.last_version is not None and measurement.version <= intake.last_version
-    # Rounding may put the entropy of a policy without any just below 0.
-    possible = math.isfinite(measurement.entropy) and measurement.entropy > -RESOLUTION_NATS
-    if old or measurement.tokens <= 0 or not possible:
-        return replace(intake, frozen=intake.frozen + 1)
-    accepted = replace(intake, last_version=measurement.version, accepted=intake.accepted + 1)
-    if intake.initial_entropy is not None:
-        return accepted
-    tokens = intake.tokens + measurement.tokens
-    nats = intake.nats + measurement.tokens * measurement.entropy
-    initial = nats / tokens if accepted.accepted == anchor_orders else None
-    return replace(accepted, tokens=tokens, nats=nats, initial_entropy=initial)
+def _target(law: LawSettings, intake: Intake) -> float | None:
+    """H* in nats; None for a law without one, or before H_0 is known."""
+    if isinstance(law, FixedLaw | BandLaw):
+        return None
+    if not isinstance(law, AnchoredLaw | ThermostatLaw) and law.target > 0.0:
+        return law.target
+    return None if intake.initial_entropy is None else law.anchor * intake.initial_entropy
+
+
+def _banded(law: BandLaw, state: BandState, accepted: int, entropy: float) -> float:
+    if accepted <= law.warmup_steps:
+        return state.coefficient
+    return band_step(
+        state.coefficient,
+        entropy,
+        low=law.low,
+        high=law.high,
+        rate=law.rate,
+        floor=law.floor,
+        ceiling=law.ceiling,
+        initial=law.initial,
+        pull=law.pull,
+    )
+
+
+def _proportional(law: PiLaw, state: PiState, intake: Intake, entropy: float, target: float) -> PiState:
+    coefficient, accumulated = pi_step(
+        state.coefficient,
+        entropy,
+        accumulated=state.accumulated,
+        target=target,
+        proportional=law.proportional,
+        integral=law.integral,
+        floor=law.floor,
+        ceiling=law.ceiling,
+    )
+    return replace(state, intake=intake, coefficient=coefficient, accumulated=accumulated)
+
+
+def _balanced(
+    law: SampleBalanceLaw, state: SampleBalanceState, intake: Intake, entropy: float, target: float
+) -> SampleBalanceState:
+    balance, accumulated = sample_balance_step(
+        state.balance,
+        entropy,
+        accumulated=state.accumulated,
+        target=target,
+        proportional=law.proportional,
+        integral=law.integral,
+    )
+    return replace(state, intake=intake, balance=balance, accumulated=accumulated)

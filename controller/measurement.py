@@ -1,6 +1,9 @@
 """What a control law is told, and what each of them keeps of it. Entropies are in nats per response token."""
 
+import math
+
 import msgspec
+from msgspec.structs import replace
 
 from entrostat.protocol.messages import PolicyVersion
 
@@ -14,6 +17,9 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     version: PolicyVersion
     entropy: float  # nats per token; NaN where it could not be measured
     tokens: int
+    # What H_0 is if this order is the last of those that make it, by someone who keeps their levels apart; None: the
+    # token mean of those orders.
+    initial: float | None = None
 
 
 class Intake(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,3 +31,33 @@ class Intake(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int = 0  # of the orders that make H_0 …
     nats: float = 0.0  # … and their summed entropy
     initial_entropy: float | None = None  # H_0, once known
+    usual_entropy: float | None = None  # mean of all accepted measurements, each counted once
+
+
+def admit(intake: Intake, measurement: Measurement, anchor_orders: int) -> Intake:
+    """Counts a measurement in or refuses it; makes H_0 of the first `anchor_orders`, weighted by tokens.
+
+    Refused, and counted, are a measurement of no tokens, of an entropy that is not finite or negative, and of a version
+    that is no newer than the last one accepted.
+    """
+    old = intake.last_version is not None and measurement.version <= intake.last_version
+    # Rounding may put the entropy of a policy without any just below 0.
+    possible = math.isfinite(measurement.entropy) and measurement.entropy > -RESOLUTION_NATS
+    if old or measurement.tokens <= 0 or not possible:
+        return replace(intake, frozen=intake.frozen + 1)
+    count = intake.accepted + 1
+    before = 0.0 if intake.usual_entropy is None else intake.usual_entropy
+    accepted = replace(
+        intake,
+        last_version=measurement.version,
+        accepted=count,
+        usual_entropy=before + (measurement.entropy - before) / count,
+    )
+    if intake.initial_entropy is not None:
+        return accepted
+    tokens = intake.tokens + measurement.tokens
+    nats = intake.nats + measurement.tokens * measurement.entropy
+    if count < anchor_orders:
+        return replace(accepted, tokens=tokens, nats=nats)
+    initial = nats / tokens if measurement.initial is None else measurement.initial
+    return replace(accepted, tokens=tokens, nats=nats, initial_entropy=initial)

@@ -4,12 +4,13 @@ No clock, no input, no output but the log, no randomness that does not follow fr
 the same commands, so that recovery is replay and a bug report is a list of events.
 """
 
+import math
 from collections.abc import Sequence
 
 import msgspec
 
 from entrostat.controller.allocation import allocate
-from entrostat.controller.coefficient import LawState, Measurement, Reading, initial_state, law_step, read
+from entrostat.controller.coefficient import LawState, Reading, initial_state, law_step, read
 from entrostat.controller.difficulty import DifficultySnapshot, DifficultyTable
 from entrostat.controller.events import (
     Command,
@@ -27,7 +28,14 @@ from entrostat.controller.events import (
 from entrostat.controller.leases import LeaseBook, LeaseRules, derived_seed
 from entrostat.controller.prompts import PromptOrder, PromptPosition
 from entrostat.controller.summary import OrderSummary, summarise
-from entrostat.protocol.entropy_settings import ClampedEntropy
+from entrostat.controller.thermometer import (
+    AnchorMix,
+    Estimator,
+    bonus_estimator,
+    completed_tokens,
+    driving_estimator,
+    measure,
+)
 from entrostat.protocol.errors import CheckpointDamaged, TaskError
 from entrostat.protocol.messages import (
     ControllerView,
@@ -50,6 +58,7 @@ class ControllerSnapshot(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     version: PolicyVersion
     law: LawState
+    mix: AnchorMix
     difficulty: DifficultySnapshot
     position: PromptPosition
     next_lease: int
@@ -93,6 +102,9 @@ class Controller:
         self._settings = settings
         self._version = PolicyVersion(branch=branch, step=step)
         self._law = initial_state(settings.entropy.law, momentum=settings.learner.betas[0])
+        self._driving: Estimator = driving_estimator(settings.entropy)
+        self._mix = AnchorMix()
+        self._measured = math.nan
         self._difficulty = DifficultyTable(levels, settings.entropy.weight)
         prompts = PromptOrder(
             len(levels), settings.seed, shuffle=settings.batch.shuffle, levels=self._difficulty.level_numbers
@@ -121,6 +133,7 @@ class Controller:
         self._actors: dict[int, Actor] = {}
         self._now = 0.0
         self._order: TrainOrder | None = None  # under way
+        self._completed: dict[str, int] = {}  # response tokens by level, of all groups completed for it
         self._summary = OrderSummary(staleness=(0,) * (settings.rollout.max_staleness + 1))
 
     def apply(self, event: Event) -> tuple[Command, ...]:
@@ -155,6 +168,16 @@ class Controller:
         return read(self._settings.entropy.law, self._law)
 
     @property
+    def measured_entropy(self) -> float:
+        """What the law was told last, nats; NaN before the first time."""
+        return self._measured
+
+    @property
+    def bonus_estimator(self) -> Estimator:
+        """Which entropy the bonus is on."""
+        return bonus_estimator(self._settings.entropy)
+
+    @property
     def counts(self) -> LeaseCounts:
         """How many leases were granted, and where each of them is."""
         return self._book.counts()
@@ -181,8 +204,8 @@ class Controller:
         return ControllerView(
             version=self._version,
             coefficient=law.coefficient,
-            sample_balance=0.0,
-            measured="clamped",
+            sample_balance=law.sample_balance,
+            measured=self._driving,
             target=law.target,
             low=law.low,
             high=law.high,
@@ -208,6 +231,7 @@ class Controller:
         return ControllerSnapshot(
             version=self._version,
             law=self._law,
+            mix=self._mix,
             difficulty=self._difficulty.snapshot(),
             position=self._book.position(),
             next_lease=self._book.next_number,
@@ -227,7 +251,7 @@ class Controller:
                 f"the controller's snapshot holds a {type(snapshot.law).__name__}; the run's law needs a "
                 f"{type(self._law).__name__}: resume with the law the run was started with"
             )
-        self._law = snapshot.law
+        self._law, self._mix = snapshot.law, snapshot.mix
         self._difficulty.restore(snapshot.difficulty)
         prompts.restore(snapshot.position)
 
@@ -281,6 +305,9 @@ class Controller:
             return stale
         self._order = self._make_order(reports)
         self._summary = summarise(reports, self._version.step, self._settings.rollout.max_staleness)
+        self._completed = completed_tokens(
+            (self._difficulty.level_of(report.prompt_id), report.lengths) for report in reports
+        )
         return (*stale, Order(order=self._order))
 
     def _make_order(self, reports: Sequence[GroupReport]) -> TrainOrder:
@@ -306,8 +333,8 @@ class Controller:
                 for report, weight in zip(reports, weights, strict=True)
             ),
             coefficient=law.coefficient,
-            sample_balance=0.0,
-            usual_entropy=float("nan"),
+            sample_balance=law.sample_balance,
+            usual_entropy=math.nan if law.usual_entropy is None else law.usual_entropy,
             seed=derived_seed(self._settings.seed, "order", self._version.step),
         )
 
@@ -316,16 +343,23 @@ class Controller:
         made = PolicyVersion(branch=self._version.branch, step=self._version.step + 1)
         if self._order is None or report.measured != self._version or report.version != made:
             return ()
-        clamped = isinstance(self._settings.entropy.estimator, ClampedEntropy)
-        measurement = Measurement(
-            version=report.measured,
-            entropy=report.clamped_entropy if clamped else report.entropy,
-            tokens=report.response_tokens,
-        )
-        self._law = law_step(self._settings.entropy.law, self._law, measurement)
+        self._step_law(report)
         self._order = None
         self._version = made
         return _discard(self._book.train())
+
+    def _step_law(self, report: StepReport) -> None:
+        before = self._law.intake
+        measurement, mix = measure(
+            report,
+            self._driving,
+            mix=self._mix,
+            completed=self._completed,
+            anchoring=before.initial_entropy is None,
+        )
+        self._law = law_step(self._settings.entropy.law, self._law, measurement)
+        if self._law.intake.accepted > before.accepted:
+            self._mix, self._measured = mix, measurement.entropy
 
     def _missing(self, missing: GroupsMissing) -> tuple[Command, ...]:
         if self._order is not None and missing.version == self._order.version:

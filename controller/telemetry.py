@@ -13,7 +13,8 @@ class Telemetry:
     """Writes what changed since the last call to an exporter, so that counters only ever count up."""
 
     def __init__(self, exporter: metrics.Exporter, controller: Controller) -> None:
-        self._exporter = exporter
+        self._exporter, self._controller = exporter, controller
+        self._bonus = controller.bonus_estimator
         self._counts = controller.counts  # a restored run's earlier leases are another process's series
         self._late = controller.late_reports
         self._fenced = controller.fenced_pulses
@@ -48,6 +49,9 @@ class Telemetry:
         self._exporter.set(metrics.COEFFICIENT, view.coefficient)
         self._exporter.set(metrics.TARGET, math.nan if view.target is None else view.target)
         self._exporter.set(metrics.ENTROPY, report.entropy, estimator="full")
-        self._exporter.set(metrics.ENTROPY, report.clamped_entropy, estimator="clamped")
+        if self._bonus != "full":
+            self._exporter.set(metrics.ENTROPY, report.clamped_entropy, estimator=self._bonus)
+        self._exporter.set(metrics.MEASURED, self._controller.measured_entropy, estimator=view.measured)
+        self._exporter.set(metrics.SAMPLE_BALANCE, view.sample_balance)
         self._exporter.add(metrics.LAW_FROZEN, view.frozen_updates - self._frozen)
         self._frozen = view.frozen_updates

@@ -24,8 +24,7 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # 
 
 Station = Literal["rollout", "controller", "learner", "buffer"]
 
-OUTCOMES = ("trained", "expired", "stale", "lost", "rewound")
-ESTIMATORS = ("full", "clamped", "sampled")
+OUTCOMES = ("trained", "filtered", "expired", "stale", "lost", "rewound")
 PHASES = PhaseSeconds.__struct_fields__
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
@@ -87,13 +86,23 @@ STALENESS = _row(
     buckets=(0, 1, 2, 4, 8, 16),
 )
 COEFFICIENT = _row("controller", "gauge", "coefficient", "Global entropy coefficient.")
+SAMPLE_BALANCE = _row(
+    "controller", "gauge", "sample_balance", "Weight of positive samples' losses against negative ones', -1 to 1."
+)
 TARGET = _row("controller", "gauge", "target_entropy_nats", "Target of the control law; NaN where it has none.")
 ENTROPY = _row(
     "controller",
     "gauge",
     "entropy_nats",
-    "Entropy per response token: full and clamped of the current policy (learner), sampled by the actors.",
-    labels=(("estimator", ESTIMATORS),),
+    "Entropy per response token: full and that of the bonus of the current policy (learner), sampled by the actors.",
+    labels=(("estimator", ()),),
+)
+MEASURED = _row(
+    "controller",
+    "gauge",
+    "measured_entropy_nats",
+    "What the control law was told last: of the current policy, at the levels' mix of the first orders.",
+    labels=(("estimator", ()),),
 )
 LAW_FROZEN = _row("controller", "counter", "law_frozen_total", "Measurements the control law refused.")
 REWARD = _row("controller", "gauge", "reward", "Mean reward of the last order.")

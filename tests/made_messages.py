@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+from msgspec.structs import replace
 
 from entrostat.controller.events import (
     Command,
@@ -125,16 +126,35 @@ def group_of(
     )
 
 
-def step_of(order: TrainOrder, *, entropy: float = 0.3, clamped: float = 0.2) -> StepReport:
+def step_of(
+    order: TrainOrder,
+    *,
+    entropy: float = 0.3,
+    clamped: float = 0.2,
+    sampled: float = 0.3,
+    levels: tuple[LevelEntropy, ...] | None = None,
+) -> StepReport:
     """The report of the step that trained an order; entropies in nats."""
-    return StepReport(
+    plain = plain_report(entropy=entropy, clamped=clamped, sampled=sampled)
+    return replace(
+        plain,
         measured=order.version,
         version=version(order.version.step + 1, order.version.branch),
+        levels=plain.levels if levels is None else levels,
+    )
+
+
+def plain_report(*, entropy: float = 0.3, clamped: float = 0.2, sampled: float = 0.3) -> StepReport:
+    """The report of a run's first step, of 24 tokens of one level."""
+    level = LevelEntropy(level="a", tokens=24, entropy=entropy, clamped_entropy=clamped, sampled_entropy=sampled)
+    return StepReport(
+        measured=version(0),
+        version=version(1),
         entropy=entropy,
         clamped_entropy=clamped,
-        sampled_entropy=entropy,
+        sampled_entropy=sampled,
         clamped_mass=0.0,
-        levels=(LevelEntropy(level="a", tokens=24, entropy=entropy, clamped_entropy=clamped, sampled_entropy=entropy),),
+        levels=(level,),
         ages=(clamped,),
         response_tokens=24,
         policy_tokens=24,
@@ -204,6 +224,8 @@ class Scene:
         *,
         entropy: float = 0.3,
         clamped: float = 0.2,
+        sampled: float = 0.3,
+        levels: tuple[LevelEntropy, ...] | None = None,
         correct: Callable[[int], int] = lambda prompt: 1 + prompt % 3,
     ) -> TrainOrder:
         """One round as it should go: sample what there is room for, order, train, publish, load."""
@@ -211,7 +233,8 @@ class Scene:
         self.pulse(reports=tuple(group_of(x, started=self.serves, correct=correct(x.prompt_id)) for x in leases))
         order = self.order()
         assert order is not None
-        self.apply(StepReported(report=step_of(order, entropy=entropy, clamped=clamped), at=self.at))
+        report = step_of(order, entropy=entropy, clamped=clamped, sampled=sampled, levels=levels)
+        self.apply(StepReported(report=report, at=self.at))
         self.serves = order.version.step + 1
         self.apply(Published(manifest=manifest(self.serves, self.branch)))
         return order

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,14 +11,31 @@ from hypothesis import strategies as st
 from entrostat.controller.coefficient import (
     FixedState,
     LawState,
+    Measurement,
+    PiState,
+    SampleBalanceState,
     anchored_step,
     band_step,
+    bang_bang_step,
     initial_state,
     law_step,
+    pi_step,
+    quadratic_coefficient,
     read,
+    sample_balance_step,
 )
-from entrostat.controller.measurement import Measurement
-from entrostat.protocol.entropy_settings import AnchoredLaw, BandLaw, FixedLaw, LawSettings, ThermostatLaw
+from entrostat.protocol import wire
+from entrostat.protocol.entropy_settings import (
+    AnchoredLaw,
+    BandLaw,
+    BangBangLaw,
+    FixedLaw,
+    LawSettings,
+    PiLaw,
+    QuadraticLaw,
+    SampleBalanceLaw,
+    ThermostatLaw,
+)
 from entrostat.protocol.errors import ConfigError
 from entrostat.protocol.messages import PolicyVersion
 
@@ -28,6 +46,13 @@ LAWS: tuple[LawSettings, ...] = (
     BandLaw(initial=2e-3, floor=6e-4, ceiling=9e-3, low=0.15, high=0.24, rate=2e-3),
     AnchoredLaw(),
     THERMOSTAT,
+    BangBangLaw(),
+    BangBangLaw(target=0.2, initial=1e-3, floor=1e-4),
+    PiLaw(),
+    PiLaw(target=0.2, floor=0.01, ceiling=0.05),
+    QuadraticLaw(),
+    SampleBalanceLaw(),
+    SampleBalanceLaw(target=0.2, integral=0.1),
 )
 
 
@@ -84,8 +109,87 @@ def test_the_anchored_step_is_the_papers_update_and_never_negative(
     assert anchored_step(coefficient, entropy, target=target, rate=rate, ceiling=0.5) <= 0.5
 
 
+@given(st.floats(0.0, 5e-3), ENTROPY, st.floats(0.0, 3.0))
+@settings(max_examples=80, deadline=None)
+def test_the_bang_bang_step_is_the_papers_update(coefficient: float, entropy: float, target: float) -> None:
+    got = bang_bang_step(coefficient, entropy, target=target, delta=1e-4, floor=0.0, ceiling=5e-3)
+    expected = coefficient + 1e-4 if entropy < target else coefficient - 1e-4
+    assert got == sorted((0.0, expected, 5e-3))[1]
+
+
+def test_bang_bang_moves_one_step_for_any_error_and_stops_at_its_ends() -> None:
+    box: dict[str, float] = {"target": 0.2, "delta": 1e-4, "floor": 0.0, "ceiling": 5e-3}
+    assert bang_bang_step(1e-3, 0.19, **box) == bang_bang_step(1e-3, 0.0, **box) == pytest.approx(1.1e-3)
+    assert bang_bang_step(1e-3, 0.2, **box) == pytest.approx(0.9e-3)
+    assert bang_bang_step(5e-3, 0.1, **box) == 5e-3
+    assert bang_bang_step(0.0, 0.3, **box) == 0.0
+
+
+PI: dict[str, float] = {"proportional": 0.5, "integral": 0.1}
+
+
+def pi_course(entropies: list[float], *, floor: float, ceiling: float, sign: float) -> list[float]:
+    """PI with conditional integration as a textbook has it: the sum of errors, and a clamp that also holds the sum."""
+    summed, outputs = 0.0, []
+    for entropy in entropies:
+        error = sign * (0.3 - entropy)
+        wanted = PI["proportional"] * error + PI["integral"] * (summed + error)
+        beyond = (wanted > ceiling and error > 0) or (wanted < floor and error < 0)
+        summed = summed if beyond else summed + error
+        outputs.append(sorted((floor, wanted, ceiling))[1])
+    return outputs
+
+
+@given(st.lists(ENTROPY, min_size=1, max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_proportional_and_integral_action_are_the_textbooks(entropies: list[float]) -> None:
+    bonus, balance, of_bonus, of_balance = 0.0, 0.0, 0.0, 0.0
+    expected = pi_course(entropies, floor=0.0, ceiling=0.2, sign=1.0)
+    balanced = pi_course(entropies, floor=-1.0, ceiling=1.0, sign=-1.0)
+    for entropy, want, want_balance in zip(entropies, expected, balanced, strict=True):
+        bonus, of_bonus = pi_step(bonus, entropy, accumulated=of_bonus, target=0.3, floor=0.0, ceiling=0.2, **PI)
+        balance, of_balance = sample_balance_step(balance, entropy, accumulated=of_balance, target=0.3, **PI)
+        assert bonus == pytest.approx(want, abs=1e-9)
+        assert balance == pytest.approx(want_balance, abs=1e-9)
+        # An integral that starts in the box stays in it: nothing to unwind.
+        assert 0.0 <= of_bonus <= 0.2
+        assert -1.0 <= of_balance <= 1.0
+
+
+def test_an_integral_that_was_saturated_for_long_lets_go_at_once() -> None:
+    bonus, accumulated = 0.0, 0.0
+    for _ in range(1000):
+        bonus, accumulated = pi_step(bonus, 0.1, accumulated=accumulated, target=0.3, floor=0.0, ceiling=0.2, **PI)
+    assert bonus == 0.2
+    bonus, accumulated = pi_step(bonus, 0.5, accumulated=accumulated, target=0.3, floor=0.0, ceiling=0.2, **PI)
+    assert bonus < 0.1
+
+
+def test_without_gains_there_is_no_action_and_with_one_alone_the_other_is_still() -> None:
+    box: dict[str, float] = {"target": 0.3, "floor": -9.0, "ceiling": 9.0}
+    assert pi_step(0.0, 0.1, accumulated=0.0, proportional=0.0, integral=0.0, **box) == (0.0, 0.0)
+    assert pi_step(0.0, 0.1, accumulated=0.0, proportional=2.0, integral=0.0, **box) == pytest.approx((0.4, 0.0))
+    coefficient, accumulated = pi_step(0.0, 0.1, accumulated=1.0, proportional=0.0, integral=2.0, **box)
+    assert coefficient == accumulated == pytest.approx(1.4)
+
+
+@given(st.floats(0.0, 3.0), st.floats(0.0, 3.0), st.floats(1e-4, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_the_quadratic_coefficient_is_the_slope_of_the_squared_error(
+    entropy: float, target: float, strength: float
+) -> None:
+    def loss(at: float) -> float:
+        return strength * (at - target) ** 2
+
+    slope = (loss(entropy + 1e-4) - loss(entropy - 1e-4)) / 2e-4
+    assert quadratic_coefficient(entropy, target=target, strength=strength) == pytest.approx(-slope, abs=1e-7)
+
+
 @pytest.mark.parametrize("entropy", [math.nan, math.inf, -math.inf])
 def test_the_bare_steps_stand_still_without_a_number(entropy: float) -> None:
+    assert bang_bang_step(2e-3, entropy, target=0.1, delta=1e-4, floor=0.0, ceiling=1.0) == 2e-3
+    assert pi_step(2e-3, entropy, accumulated=0.1, target=0.1, floor=0.0, ceiling=1.0, **PI) == (2e-3, 0.1)
+    assert sample_balance_step(0.3, entropy, accumulated=0.1, target=0.1, **PI) == (0.3, 0.1)
     assert band_step(2e-3, entropy, low=0.1, high=0.2, rate=1.0, floor=0.0, ceiling=1.0) == 2e-3
     assert anchored_step(2e-3, entropy, target=0.1, rate=1.0) == 2e-3
 
@@ -99,6 +203,18 @@ def test_settings_that_contradict_each_other_have_a_name() -> None:
         band_step(0.1, 0.1, low=0.1, high=0.2, rate=1.0, floor=0.0, ceiling=1.0, pull=0.5)
     with pytest.raises(ConfigError, match="finite target"):
         anchored_step(0.1, 0.1, target=math.nan, rate=1.0)
+    for target, delta, floor in ((math.nan, 0.1, 0.0), (0.1, 0.0, 0.0), (0.1, math.nan, 0.0), (0.1, 0.1, 2.0)):
+        with pytest.raises(ConfigError, match="bang-bang law needs"):
+            bang_bang_step(0.1, 0.1, target=target, delta=delta, floor=floor, ceiling=1.0)
+    for target, gain, floor in ((math.inf, 1.0, 0.0), (0.1, -1.0, 0.0), (0.1, math.nan, 0.0), (0.1, 1.0, 2.0)):
+        with pytest.raises(ConfigError, match="pi law needs"):
+            pi_step(0.1, 0.1, accumulated=0.0, target=target, proportional=gain, integral=0.1, floor=floor, ceiling=1.0)
+    for target, gain in ((math.nan, 1.0), (0.1, -1.0)):
+        with pytest.raises(ConfigError, match="sample-balance law needs"):
+            sample_balance_step(0.1, 0.1, accumulated=0.0, target=target, proportional=1.0, integral=gain)
+    for entropy, target, strength in ((math.nan, 0.1, 1.0), (0.1, math.nan, 1.0), (0.1, 0.1, 0.0)):
+        with pytest.raises(ConfigError, match="quadratic law needs"):
+            quadratic_coefficient(entropy, target=target, strength=strength)
 
 
 # ── every law ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -120,10 +236,33 @@ def test_a_bad_measurement_freezes_the_coefficient_and_is_counted(law: LawSettin
     before = fed(law, [0.14, 0.13, 0.12, 0.11, 0.10])[-1]
     after = law_step(law, before, bad)
     assert read(law, after).frozen == 1
-    assert after.coefficient == before.coefficient
+    assert read(law, after)._replace(frozen=0) == read(law, before)
     # The state without its counter is untouched: the next good measurement finds it as it was.
     clean, late = law_step(law, before, measured(10, 0.09)), law_step(law, after, measured(10, 0.09))
-    assert clean.coefficient == late.coefficient
+    assert read(law, late)._replace(frozen=0) == read(law, clean)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_law_goes_on_from_its_encoded_state(law: LawSettings) -> None:
+    class Saved(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+        state: LawState
+
+    before = fed(law, [0.14, 0.13, 0.25, 0.11, 0.10])[-1]
+    restored = wire.decode(wire.encode(Saved(state=before)), Saved).state
+    assert restored == before
+    assert law_step(law, restored, measured(9, 0.09)) == law_step(law, before, measured(9, 0.09))
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_every_law_knows_the_mean_of_what_it_was_told(law: LawSettings) -> None:
+    states = fed(law, [0.4, math.nan, 0.1, 0.1])
+    assert [read(law, state).usual_entropy for state in states] == [
+        None,
+        pytest.approx(0.4),
+        pytest.approx(0.4),
+        pytest.approx(0.25),
+        pytest.approx(0.2),
+    ]
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -138,14 +277,17 @@ def test_no_stream_of_entropies_makes_a_coefficient_that_is_not_a_number(
     entropies: list[float], law: LawSettings
 ) -> None:
     for state in fed(law, entropies):
-        assert math.isfinite(state.coefficient)
-        assert state.coefficient >= 0.0
+        reading = read(law, state)
+        assert math.isfinite(reading.coefficient)
+        assert reading.coefficient >= 0.0 or isinstance(law, QuadraticLaw)
+        assert -1.0 <= reading.sample_balance <= 1.0
 
 
 def test_a_fixed_coefficient_stays_and_the_initial_entropy_is_known() -> None:
     law = FixedLaw(coefficient=0.02)
     state = fed(law, [0.3, 0.2, 0.1])[-1]
-    assert read(law, state) == (0.02, None, None, None, 0.3, 0, False, 0)
+    reading = read(law, state)
+    assert reading == (0.02, None, None, None, 0.3, 0, False, 0, 0.0, reading.usual_entropy)
 
 
 def test_the_band_law_waits_for_its_warm_up() -> None:
@@ -161,6 +303,59 @@ def test_the_anchored_law_aims_below_the_first_entropy() -> None:
     states = fed(law, [1.0, 0.5, 0.2, 0.1])
     assert [read(law, state).target for state in states] == [None, 0.4, 0.4, 0.4, 0.4]
     assert [state.coefficient for state in states] == pytest.approx([0.0, 0.0, 0.0, 0.02, 0.05])
+
+
+@pytest.mark.parametrize("law", [BangBangLaw(), PiLaw(), QuadraticLaw(anchor=0.7), SampleBalanceLaw()])
+def test_a_law_without_a_target_of_its_own_anchors_it_at_the_first_entropy(law: LawSettings) -> None:
+    start, *states = fed(law, [1.0, 0.5, 0.2])
+    assert (read(law, start).coefficient, read(law, start).sample_balance, read(law, start).target) == (0.0, 0.0, None)
+    assert [read(law, state).target for state in states] == [0.7] * 3
+
+
+@pytest.mark.parametrize("law", [BangBangLaw(target=0.2), PiLaw(target=0.2), QuadraticLaw(target=0.2)])
+def test_a_law_with_a_target_of_its_own_keeps_it(law: LawSettings) -> None:
+    assert {read(law, state).target for state in fed(law, [1.0, 0.5, 0.1])} == {0.2}
+    assert read(law, fed(law, [1.0, 0.5, 0.1])[-1]).coefficient > 0.0
+
+
+def test_the_bang_bang_bonus_acts_only_below_the_target_while_its_coefficient_goes_on() -> None:
+    law = BangBangLaw(target=0.2, delta=1e-3, initial=2e-3)
+    states = fed(law, [0.1, 0.1, 0.3, 0.3, 0.1])
+    assert [state.coefficient for state in states] == pytest.approx([2e-3, 3e-3, 4e-3, 3e-3, 2e-3, 3e-3])
+    assert [read(law, state).coefficient for state in states] == pytest.approx([0.0, 3e-3, 4e-3, 0.0, 0.0, 3e-3])
+
+
+def test_the_pi_law_gives_no_bonus_while_the_first_entropy_is_measured_though_its_floor_is_above_nothing() -> None:
+    law = PiLaw(floor=0.01, ceiling=0.05, proportional=0.1)
+    coefficients = [state.coefficient for state in fed(law, [1.0, 1.0, 0.6, 0.0])]
+    assert coefficients == pytest.approx([0.0, 0.01, 0.01, 0.01 + 0.1 * 0.1 + 0.01 * 0.1, 0.05])
+
+
+def test_the_quadratic_law_pulls_the_entropy_down_too() -> None:
+    law = QuadraticLaw(target=0.3, strength=5e-3)
+    assert [state.coefficient for state in fed(law, [0.5, 0.3, 0.1])] == pytest.approx([0.0, -2e-3, 0.0, 2e-3])
+
+
+def test_the_sample_balance_law_gives_no_bonus_and_favours_positive_samples_above_its_target() -> None:
+    law = SampleBalanceLaw(target=0.3)
+    states = fed(law, [0.5, 0.5, 0.1, 9.0])
+    readings = [read(law, state) for state in states]
+    assert {reading.coefficient for reading in readings} == {0.0}
+    expected = [0.0, 0.2 + 0.002, 0.2 + 0.004, -0.2 + 0.002, 1.0]
+    assert [reading.sample_balance for reading in readings] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("law", [PiLaw(target=0.1, ceiling=0.3), SampleBalanceLaw(target=0.1)])
+def test_a_linear_law_holds_its_target_on_a_plant_whose_entropy_falls_by_itself(law: LawSettings) -> None:
+    state, entropy, course = initial_state(law), 0.2, []
+    for step in range(1500):
+        state = law_step(law, state, measured(step, entropy))
+        reading = read(law, state)
+        # What holds the entropy still is a bonus of 0.1, or a balance of −0.1.
+        entropy *= math.exp(0.008 * ((reading.coefficient - reading.sample_balance) / 0.1 - 1.0))
+        course.append(entropy)
+    assert isinstance(state, PiState | SampleBalanceState)
+    assert course[-1] == pytest.approx(0.1, rel=0.02)
 
 
 def test_a_state_of_another_law_is_refused() -> None:

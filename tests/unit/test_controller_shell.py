@@ -200,6 +200,8 @@ def test_metrics_and_targets_are_served(made: Made) -> None:
             "entrostat_staleness_versions_count 2.0",
             'entrostat_entropy_nats{estimator="clamped"} 0.2',
             'entrostat_entropy_nats{estimator="sampled"} 0.2',
+            'entrostat_measured_entropy_nats{estimator="clamped"} 0.2',
+            "entrostat_sample_balance 0.0",
             "entrostat_target_entropy_nats NaN",
         ):
             assert line in lines

@@ -1,5 +1,8 @@
 """The controller as a whole: one event at a time, and snapshots to go on from."""
 
+import math
+from typing import Literal
+
 import pytest
 from msgspec.structs import replace
 
@@ -7,10 +10,10 @@ from entrostat.controller.events import Missing, Published, StepReported, Ticked
 from entrostat.controller.state import Controller, ControllerSnapshot
 from entrostat.controller.summary import summarise
 from entrostat.protocol import wire
-from entrostat.protocol.entropy_settings import FixedLaw, FullEntropy
+from entrostat.protocol.entropy_settings import FixedLaw, FullEntropy, SampleBalanceLaw
 from entrostat.protocol.errors import CheckpointDamaged, TaskError
 from entrostat.protocol.learner_settings import LearnerSettings
-from entrostat.protocol.messages import GroupsMissing, LeaseCounts, PulseReply
+from entrostat.protocol.messages import GroupsMissing, LeaseCounts, LevelEntropy, PulseReply
 from entrostat.protocol.settings import Stations
 from tests.made_messages import (
     LEASE_SECONDS,
@@ -163,6 +166,47 @@ def test_the_law_is_driven_by_the_entropy_of_the_estimator() -> None:
     assert clamped.controller.view().initial_entropy == pytest.approx(0.2)
     assert full.controller.view().initial_entropy == pytest.approx(0.3)
     assert clamped.controller.view().target == pytest.approx(0.14)
+
+
+@pytest.mark.parametrize(
+    ("measured", "name", "expected"), [("bonus", "clamped", 0.2), ("full", "full", 0.3), ("sampled", "sampled", 0.4)]
+)
+def test_the_run_says_which_entropy_drives_the_law(
+    measured: Literal["bonus", "full", "sampled"], name: str, expected: float
+) -> None:
+    run = run_of(law=FixedLaw())
+    s = Scene(Controller(replace(run, entropy=replace(run.entropy, measured=measured)), ["a"] * 10))
+    s.step(entropy=0.3, clamped=0.2, sampled=0.4)
+    assert s.controller.view().measured == name
+    assert s.controller.measured_entropy == expected
+
+
+def test_batches_of_another_mix_of_levels_do_not_move_the_law() -> None:
+    def levels(easy: int, hard: int) -> tuple[LevelEntropy, ...]:
+        return tuple(
+            LevelEntropy(level=level, tokens=tokens, entropy=h, clamped_entropy=h, sampled_entropy=h)
+            for level, tokens, h in (("easy", easy, 0.1), ("hard", hard, 0.5))
+        )
+
+    s = scene(batch=2)
+    told = []
+    for easy, hard in ((12, 12), (23, 1), (1, 23), (20, 4), (24, 0)):
+        s.step(clamped=(0.1 * easy + 0.5 * hard) / 24, levels=levels(easy, hard))
+        told.append(s.controller.measured_entropy)
+    # An order has a group of each level, with as many tokens each; the last one's report has but one.
+    assert told == pytest.approx([0.3] * 4 + [0.1])
+    assert s.controller.view().initial_entropy == pytest.approx(0.3)
+    assert s.controller.snapshot().mix.shares == {"easy": 0.5, "hard": 0.5}
+
+
+def test_an_order_carries_the_balance_of_samples_and_the_usual_entropy() -> None:
+    s = Scene(Controller(run_of(law=SampleBalanceLaw(target=0.1)), ["a"] * 10))
+    orders = [s.step(clamped=clamped) for clamped in (0.3, 0.2, 0.1)]
+    assert [order.coefficient for order in orders] == [0.0] * 3
+    assert [order.sample_balance for order in orders] == pytest.approx([0.0, 0.202, 0.103])
+    assert math.isnan(orders[0].usual_entropy)
+    assert [order.usual_entropy for order in orders[1:]] == pytest.approx([0.3, 0.25])
+    assert s.controller.view().sample_balance == pytest.approx(0.003)
 
 
 def with_full_entropy(run: Stations) -> Stations:
