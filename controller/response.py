@@ -17,11 +17,11 @@ from msgspec.structs import replace
 Row = tuple[float, float, float]
 
 # Standard deviations. What changes in one order, and how far a calibration may be off:
-LEVEL_WANDER = 0.01  # of x, beside drift and push
+LEVEL_WANDER = 0.02  # of x, beside drift and push
 DRIFT_WANDER = 0.08  # of A
 GAIN_WANDER = 0.01  # of G
 DRIFT_DOUBT = 0.4
-GAIN_DOUBT = 0.4
+GAIN_DOUBT = 0.6
 # No single measurement counts for more than this many standard deviations.
 OUTLIER = 3.0
 DRIFT_RANGE = (0.05, 20.0)  # of A

@@ -16,6 +16,7 @@ from entrostat.controller.response import Calibration, Response, correct, first_
 from entrostat.protocol.entropy_settings import ThermostatLaw
 from entrostat.protocol.messages import PolicyVersion
 
+LARGEST_ERROR = 0.25  # of f, that is answered: a policy answers several times its balance with an explosion
 ENGAGE_BELOW = 0.25  # of the believed x: near enough to the target for the brake to mean something
 BRAKE_ABOVE = math.log(1.5)  # of x, or …
 BRAKE_MARGIN = 0.1  # … this far above the initial entropy
@@ -56,7 +57,8 @@ def thermostat_step(law: ThermostatLaw, state: ThermostatState, entropy: float, 
     state = _caught_up(law, state, calibration)
     believed = first_response(x, calibration) if state.response is None else correct(state.response, x, calibration)
     foreseen = _foreseen(state, believed, calibration)
-    wanted = math.exp(-believed.gain) * (believed.drift - law.pace * foreseen / state.drift)
+    error = min(max(foreseen, -LARGEST_ERROR), LARGEST_ERROR)
+    wanted = math.exp(-believed.gain) * (believed.drift - law.pace * error / state.drift)
     engaged = state.engaged or believed.level < ENGAGE_BELOW or state.steps >= 1.0 / state.drift
     brake = engaged and x > max(BRAKE_ABOVE, BRAKE_MARGIN - math.log(law.anchor))
     ratio = 0.0 if brake else min(max(wanted, law.floor_ratio), law.ceiling_ratio)
