@@ -46,11 +46,11 @@ class Plant(NamedTuple):
         if math.isfinite(order):
             rate += self.early * math.exp(-order / self.fade)
             rate *= 1.0 + self.swing * math.sin(2.0 * math.pi * order / self.period)
-        return rate * (entropy / self.first) ** self.drift_power
+        return rate * math.pow(entropy / self.first, self.drift_power)
 
     def effect(self, entropy: float) -> float:
         """How fast ln H rises per unit of the coefficient, per order."""
-        return self.gain * (entropy / self.first) ** self.gain_power * (1.0 - entropy / self.highest)
+        return self.gain * math.pow(entropy / self.first, self.gain_power) * (1.0 - entropy / self.highest)
 
     def balance(self, entropy: float) -> float:
         """The coefficient that holds this entropy still."""

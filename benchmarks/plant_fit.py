@@ -38,7 +38,7 @@ class Run:
 
     def __init__(self, recorded: dict[str, Any]) -> None:
         self.name: str = recorded["name"]
-        self.measured = np.log(np.asarray(recorded["entropy_nats"]))
+        self.measured: NDArray[np.float64] = np.log(np.asarray(recorded["entropy_nats"], np.float64))
         self.coefficients: list[float] = recorded["coefficient"]
 
 
@@ -63,7 +63,8 @@ def run_residuals(plant: Plant, run: Run, first: float) -> NDArray[np.float64]:
 
 def plants(values: NDArray[np.float64]) -> tuple[Plant, Plant]:
     """The quickstart's policy and the prototype's, of the fit's parameters."""
-    policy = Plant(**dict(zip(SHARED, map(float, values), strict=False)))
+    shared: dict[str, Any] = dict(zip(SHARED, map(float, values), strict=False))
+    policy = Plant()._replace(**shared)
     late, early, gain = map(float, values[len(SHARED) : len(SHARED) + 3])
     return policy, policy._replace(first=PROTOTYPE_FIRST, late=late, early=early, gain=gain)
 

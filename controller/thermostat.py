@@ -16,7 +16,7 @@ from entrostat.controller.response import Calibration, Response, correct, first_
 from entrostat.protocol.entropy_settings import ThermostatLaw
 from entrostat.protocol.messages import PolicyVersion
 
-LARGEST_ERROR = 0.25  # of f, that is answered: a policy answers several times its balance with an explosion
+LARGEST_ERROR = 0.25  # of f, that is answered: several times its balance makes a policy's entropy explode
 ENGAGE_BELOW = 0.25  # of the believed x: near enough to the target for the brake to mean something
 BRAKE_ABOVE = math.log(1.5)  # of x, or …
 BRAKE_MARGIN = 0.1  # … this far above the initial entropy
@@ -78,8 +78,8 @@ def thermostat_step(law: ThermostatLaw, state: ThermostatState, entropy: float, 
 def _caught_up(law: ThermostatLaw, state: ThermostatState, calibration: Calibration) -> ThermostatState:
     """The state as it was expected just before this measurement.
 
-    Orders whose measurement was refused went out with the coefficient as it stood. A new branch goes on where the
-    checkpoint's state was made.
+    Orders whose measurement was refused went out with the coefficient as it stood. A branch counts on from the step
+    of its checkpoint, where the state was made.
     """
     if state.response is None:
         return replace(state, under_way=(state.coefficient,) * law.lag)
@@ -94,9 +94,8 @@ def _caught_up(law: ThermostatLaw, state: ThermostatState, calibration: Calibrat
 def _orders_since(state: ThermostatState) -> int:
     """Orders between the version measured last and this one."""
     last, this = state.version, state.intake.last_version
-    if last is None or this is None or last.branch != this.branch:
-        return 1
-    return min(max(this.step - last.step, 1), LONGEST_GAP)
+    gap = 1 if last is None or this is None else this.step - last.step
+    return min(max(gap, 1), LONGEST_GAP)
 
 
 def _foreseen(state: ThermostatState, believed: Response, calibration: Calibration) -> float:

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from benchmarks.closed_loop import Loop, drive, overshoot, ringing, settling, swing
-from benchmarks.contenders import CONTENDERS, Setting, thermostat
+from benchmarks.contenders import CONTENDERS, Maker, Setting, thermostat
 from benchmarks.plant import Plant
 from entrostat.controller.coefficient import LawState, initial_state, law_step, read
 from entrostat.controller.measurement import Measurement
-from entrostat.controller.response import Calibration, correct, first_response, increment, predict
+from entrostat.controller.response import Calibration, Response, correct, first_response, increment, predict
 from entrostat.controller.thermostat import ThermostatState
 from entrostat.protocol.entropy_settings import LawSettings, ThermostatLaw
 from entrostat.protocol.messages import PolicyVersion
@@ -86,7 +87,7 @@ class ThermostatByTheBook:
         self.sent.append(alpha)
         return alpha
 
-    def belief(self):  # type: ignore[no-untyped-def]
+    def belief(self) -> tuple[Response, float]:
         """From the first controlled measurement anew, with what each order since was sent."""
         belief, push = first_response(self.levels[0], self.calibration), 0.0
         for level, coefficient in zip(self.levels[1:], self.sent[2:], strict=False):
@@ -127,7 +128,7 @@ def test_the_initial_entropy_is_the_token_mean_of_the_first_orders_without_a_bon
 # ── on the simulated policy ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def errors_of(loop: Loop, setting: Setting, seed: int = 0, orders: int = 400) -> np.ndarray:
+def errors_of(loop: Loop, setting: Setting, seed: int = 0, orders: int = 400) -> NDArray[np.float64]:
     return drive(loop, setting.plant, lag=setting.lag, orders=orders, seed=seed, target=setting.target).errors
 
 
@@ -168,7 +169,7 @@ def test_gains_wrong_fourfold_are_learnt(factors: tuple[float, float]) -> None:
 def test_it_tracks_at_least_twice_as_closely_as_bang_bang_at_its_best(lag: int) -> None:
     setting = Setting(CONSTANT, lag)
 
-    def tracking(make) -> float:  # type: ignore[no-untyped-def]
+    def tracking(make: Maker) -> float:
         return float(np.mean([np.abs(errors_of(make(setting), setting, seed)[20:]).mean() for seed in SEEDS]))
 
     assert tracking(thermostat) < 0.5 * min(map(tracking, CONTENDERS["bang_bang"].values()))
