@@ -38,11 +38,7 @@ def draw(path: Path, plant: Plant, best: dict[str, list[str]]) -> None:
                 course = drive(make(setting), plant, lag=lag, orders=ORDERS, seed=SEED, target=setting.target)
                 width = 2.4 if law == "thermostat" else 1.6
                 axis.plot(np.exp(course.errors), color=colour, linestyle=dashes, linewidth=width, label=law)
-            axis.set_title(
-                f"lag {lag}: " + ("measured and steered in one step" if lag == 0 else f"order {lag} later is steered"),
-                fontsize=12,
-                loc="left",
-            )
+            axis.set_title(f"lag {lag} orders", fontsize=12, loc="left")
             axis.set_ylim(0.4, 2.0)
             axis.set_xlim(0, ORDERS)
         for axis in axes[:, 0]:
