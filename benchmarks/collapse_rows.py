@@ -9,6 +9,11 @@ TUNING_SEEDS = (101,)
 SEEDS = (1, 2, 3)
 PAIRED_SEEDS = (1, 2, 3, 4, 5, 6, 7, 8)
 PAIRED = ("none", "fixed", "flagship")
+TRACKED = "sums"  # the task of the second half
+TRACKING_SEEDS = (1, 2)
+LAGS = (1, 4, 8)
+DELTAS = (0.3, 1.0, 3.0)  # of bang-bang, times the task's δ
+TRL_DELTAS = (0.01, 0.02, 0.05)
 SAMPLES = 64  # of each unseen prompt: n of pass@k
 
 
@@ -39,8 +44,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     title: str
-    overrides: tuple[str, ...]  # of the task's TOML
+    overrides: tuple[str, ...] = ()  # of the task's TOML
     lag: int = 1
+    scored: bool = True  # with pass@k afterwards
+    trl_delta: float = 0.0  # above 0: TRL's trainer, with this δ
 
 
 def rows(task: Task) -> tuple[Row, ...]:
@@ -103,6 +110,28 @@ def rows(task: Task) -> tuple[Row, ...]:
             overrides=(_law("fixed", coefficient=0.0), "learner.minibatches=2"),
         ),
     )
+
+
+def tracking_rows(task: Task) -> tuple[Row, ...]:
+    """The flagship, bang-bang and TRL against the target, at several delays."""
+    found = [
+        Row(name=f"trl-{delta:g}", title=f"TRL, δ = {delta:g}", scored=False, trl_delta=delta) for delta in TRL_DELTAS
+    ]
+    for lag in LAGS:
+        flagship = _law("thermostat", anchor=task.anchor, balance=task.balance, drift=task.drift, lag=lag)
+        found.append(Row(name=f"flagship-lag{lag}", title="thermostat", overrides=(flagship,), lag=lag, scored=False))
+        for delta in DELTAS:
+            bang = _law("bang_bang", anchor=task.anchor, delta=delta * task.delta, ceiling=10 * task.balance)
+            found.append(
+                Row(
+                    name=f"bang_bang-{delta:g}-lag{lag}",
+                    title=f"bang-bang, δ = {delta * task.delta:g}",
+                    overrides=(bang, FULL, *PLAIN),
+                    lag=lag,
+                    scored=False,
+                )
+            )
+    return tuple(found)
 
 
 FULL = 'entropy.estimator={kind="full"}'
