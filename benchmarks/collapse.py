@@ -98,7 +98,7 @@ def result_of(one: Cell) -> dict[str, Any]:
             made = own_process.run(
                 one.name, "benchmarks.trl_run", config, lambda asked, told: ["--config", asked, "--out", told]
             )
-            found = {"entropy": [step["entropy_nats"] for step in made["steps"]]}
+            found: dict[str, Any] = {"entropy": [step["entropy_nats"] for step in made["steps"]]}
             found |= {"reward": [step["reward"] for step in made["steps"]], "initial_entropy": None}
         else:
             found = own_process.run(one.name, "benchmarks.collapse_run", config, lambda asked, told: [asked, told])
