@@ -23,7 +23,7 @@ from benchmarks.toy_mdp_ascent import (
     start,
     stationary_reward,
 )
-from benchmarks.toy_mdp_report import plot
+from benchmarks.toy_mdp_report import Measured, plot, text
 from entrostat.learner.entropy import clamped_entropy
 
 SMALL = Problem(actions=600, optimal=3)
@@ -159,6 +159,49 @@ def test_each_bonus_gets_the_coefficient_that_did_best_on_its_own_seeds(monkeypa
     study = toy_mdp.STUDIES[-1]
     assert not set(study.tuning_seeds) & set(study.seeds)
     assert toy_mdp_study.measure(study, 5, 0.0)["coefficient"] == 0.03
+
+
+def measured(finals: dict[float | None, dict[int, list[float]]]) -> Measured:
+    """A study with these final rewards by bonus, number of optimal actions and seed."""
+    return Measured(
+        title="made up",
+        problem=SMALL,
+        ascent=EXACT,
+        coefficients=(0.1,),
+        seeds=(0, 1, 2),
+        results={
+            count: {
+                drop: {"curves": [[reward] * (CURVE_POINTS + 1) for reward in rewards[count]], "coefficient": 0.1}
+                for drop, rewards in finals.items()
+            }
+            for count in (1, 10)
+        },
+    )
+
+
+def test_a_bonus_helps_where_its_gain_on_the_same_seeds_is_clear() -> None:
+    study = measured(
+        {
+            None: {1: [0.5, 0.4, 0.5], 10: [0.5, 0.5, 0.5]},
+            0.0: {1: [0.2, 0.1, 0.3], 10: [0.9, 0.8, 0.9]},
+            0.9: {1: [0.6, 0.5, 0.6], 10: [1.0, 0.2, 1.0]},
+        }
+    )
+    assert (study.helped(0.0), study.harmed(0.0)) == ([10], [1])
+    assert (study.helped(0.9), study.harmed(0.9)) == ([1], [])
+    assert study.better_than_full(0.9) == [1]
+
+
+def test_the_papers_ordering_is_said_to_hold_only_where_it_does() -> None:
+    none = {1: [0.5] * 3, 10: [0.5] * 3}
+    good, bad = {1: [0.9] * 3, 10: [0.9] * 3}, {1: [0.1] * 3, 10: [0.9] * 3}
+    check = {"counts": [1], "drops": [0.0], "rewards": [[0.2]], "error": 0.0}
+    as_in_the_paper = text([measured({None: none, 0.0: bad, 0.9: good})], check, 0.1)
+    otherwise = text([measured({None: none, 0.0: good, 0.9: bad})], check, 0.1)
+    assert "full bonus helps as the paper says" in as_in_the_paper
+    assert "throughout: clamped p = 0.9." in as_in_the_paper
+    assert "full bonus does not help as the paper says" in otherwise
+    assert "throughout: none." in otherwise
 
 
 def test_the_quick_version_prints_every_study_and_writes_nothing(
