@@ -145,8 +145,9 @@ def _findings(study: Measured) -> str:
     ordered = full >= {count for count in counts if count >= MANY} and not any(count <= FEW for count in full)
     throughout = [_name(drop) for drop in study.drops() if drop and set(study.helped(drop)) == counts]
     return findings + (
-        f" The full bonus {'helps' if ordered else 'does not help'} as the paper says, from {MANY} on and not up to "
-        f"{FEW}; clamped bonuses that help throughout: {', '.join(throughout) or 'none'}."
+        f" That the full bonus helps from {MANY} on and not up to {FEW}, as the paper says, "
+        f"{'shows' if ordered else 'does not show'}; clamped bonuses that help throughout: "
+        f"{', '.join(throughout) or 'none'}."
     )
 
 
