@@ -20,7 +20,7 @@ from benchmarks.toy_mdp_report import Measured, plot, text
 from benchmarks.toy_mdp_study import COUNTS, DROPS, SEEDS, WELL_RANKED, Study, measure
 
 NAME = "toy_mdp"
-CODE = ("benchmarks/toy_mdp_ascent.py", "benchmarks/toy_mdp_study.py", "learner/entropy.py")
+CODE = ("benchmarks/toy_mdp_ascent.py", "benchmarks/toy_mdp_study.py", "learner/entropy.py", "learner/token_sets.py")
 ADAM_COEFFICIENTS = (0.001, 0.003, 0.01, 0.03, 0.1)
 # Plain ascent stays in the trap at 0.03 and below; above 0.1 it soon loses a single optimal action.
 PLAIN_COEFFICIENTS = (0.03, 0.05, 0.07, 0.1)

@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from entrostat.learner.entropy import full_entropy, kept_tokens
+from entrostat.learner.entropy import full_entropy
+from entrostat.learner.token_sets import kept_tokens
 
 CURVE_POINTS = 40
 BLOCKS = 100
