@@ -1,10 +1,9 @@
-"""A whole run in one process and in turn: the real engine, controller and learner, without Ray, threads or a clock.
+"""A whole run in one process and in turn: the product's actor, controller and learner, without Ray, threads or a clock.
 
 The same stations as in `entrostat train`, joined by direct calls, so that a run depends on its configuration and seed
 alone and many of them fit on a small machine.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -14,6 +13,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.countdown.score import QuickJudge
+from benchmarks.torch_engine import TorchEngine
 from entrostat import config as configs
 from entrostat.actors.rollout import RolloutWorker
 from entrostat.actors.seams import Seams
@@ -23,6 +23,8 @@ from entrostat.config import RunConfig
 from entrostat.controller.coefficient import Reading
 from entrostat.controller.events import Discard, Order, OrderRequested, Published, Pulsed, Reply, StepReported
 from entrostat.controller.state import Controller
+from entrostat.learner.trainer import Trainer
+from entrostat.protocol.errors import ConfigError
 from entrostat.protocol.messages import (
     EvaluationRequest,
     EvaluationResult,
@@ -38,7 +40,6 @@ from entrostat.protocol.messages import (
     WeightsManifest,
 )
 from entrostat.protocol.metrics import Metric
-from entrostat.protocol.settings import VllmSettings
 
 IDLE_TURNS = 10_000  # rounds without an order after which the loop is stuck
 REMEMBERED_VERDICTS = 1 << 18
@@ -139,17 +140,16 @@ class Loop:
     """One run; `train` makes its steps, `evaluate` scores the newest policy.
 
     Args:
-        config: of the run; its engine must be vLLM with its core in this process.
+        config: of a synchronous run; samples are drawn by `TorchEngine`, whatever engine it names.
         directory: where the learner may write; only its name is used.
         lag: orders between a measurement and the law's hearing of it; 1 is what a synchronous run has.
     """
 
     def __init__(self, config: RunConfig, directory: Path, lag: int = 1) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        from entrostat.actors.engine import VllmEngine
-        from entrostat.learner.trainer import Trainer
-
-        assert isinstance(config.rollout.engine, VllmSettings)
+        if config.rollout.max_staleness:
+            raise ConfigError(
+                f"rollout.max_staleness = {config.rollout.max_staleness}; the loop is synchronous and needs 0"
+            )
         tokenizer = HuggingFaceTokenizer(Path(config.model.path), trust_remote_code=False)
         training = load_prompts(config.tasks).prompts
         unseen = load_prompts(config.evaluation.tasks, len(config.tasks), unlike=config.tasks).prompts
@@ -160,7 +160,8 @@ class Loop:
         start = PolicyVersion(branch=0, step=0)
         self._trainer = Trainer(configs.stations(config, directory), prompts, start)
         first = self._trainer.publish_first()
-        engine = VllmEngine(config.model, config.rollout.engine, config.run.seed)
+        policy = self._trainer.policy
+        engine = TorchEngine(policy.model, policy.tokenizer.eos_token_id, config.run.seed)
         seams = Seams(
             engine=engine,
             controller=self._stations,

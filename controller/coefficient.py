@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from entrostat.controller.measurement import Intake, Measurement, admit
-from entrostat.controller.thermostat import ThermostatState, thermostat_step
+from entrostat.controller.thermostat import ThermostatState, anchor, thermostat_step
 from entrostat.controller.updates import (
     anchored_step,
     band_step,
@@ -218,7 +218,7 @@ def read(law: LawSettings, state: LawState) -> Reading:
     idle = isinstance(state, BangBangState) and not state.acting
     return Reading(
         coefficient=0.0 if idle else state.coefficient,
-        target=_target(law, state.intake),
+        target=_aimed_at(law, state),
         low=law.low if isinstance(law, BandLaw) else None,
         high=law.high if isinstance(law, BandLaw) else None,
         initial_entropy=state.intake.initial_entropy,
@@ -230,13 +230,23 @@ def read(law: LawSettings, state: LawState) -> Reading:
     )
 
 
+def _aimed_at(law: LawSettings, state: LawState) -> float | None:
+    """H* of the last measurement in nats; the thermostat's may be falling."""
+    initial = state.intake.initial_entropy
+    if isinstance(law, ThermostatLaw) and isinstance(state, ThermostatState) and initial is not None:
+        return initial * anchor(law, max(state.steps - 1, 0))
+    return _target(law, state.intake)
+
+
 def _target(law: LawSettings, intake: Intake) -> float | None:
     """H* in nats; None for a law without one, or before H_0 is known."""
     if isinstance(law, FixedLaw | BandLaw):
         return None
     if not isinstance(law, AnchoredLaw | ThermostatLaw) and law.target > 0.0:
         return law.target
-    return None if intake.initial_entropy is None else law.anchor * intake.initial_entropy
+    if intake.initial_entropy is None:
+        return None
+    return law.anchor * intake.initial_entropy
 
 
 def _banded(law: BandLaw, state: BandState, accepted: int, entropy: float) -> float:

@@ -49,18 +49,21 @@ def thermostat_step(law: ThermostatLaw, state: ThermostatState, entropy: float, 
     `α = ĉ·clip(e^−G·(A − κ·f/â), box)`, κ `law.pace`: it is `ĉ·e^I·(1 − Kp·f)` with `I = ln A − G`, `Kp = κ/(âA)`.
 
     f answers each coefficient at once and in full, `f ← f + â(e^G·α/ĉ − A)`: whatever the lag, it closes by the share κ
-    an order. What the box cuts off is known to the belief, so nothing winds up. Engaged from the first x̂ < 0.25 on, or
-    after 1/â steps. Brake: α = 0 while engaged and `x > max(ln 1.5, ln(H_0/H*) + 0.1)`.
+    an order. While the target falls by φ an order, f counts its fall over the lag and α leaves φ of the drift to it:
+    `A − (φ + κ·f)/â`. What the box cuts off is known to the belief, so nothing winds up. Engaged from the first
+    x̂ < 0.25 on, or after 1/â steps. Brake: α = 0 while engaged and `x > max(ln 1.5, ln(H_0/H*) + 0.1)`.
     """
     calibration = Calibration(drift=state.drift, noise=law.noise)
-    x = math.log(max(entropy, RESOLUTION_NATS) / max(law.anchor * initial, RESOLUTION_NATS))
-    state = _caught_up(law, state, calibration)
+    share = anchor(law, state.steps)
+    x = math.log(max(entropy, RESOLUTION_NATS) / max(share * initial, RESOLUTION_NATS))
+    state = _lowered(law, _caught_up(law, state, calibration))
     believed = first_response(x, calibration) if state.response is None else correct(state.response, x, calibration)
-    foreseen = _foreseen(state, believed, calibration)
+    fall = math.log(share / anchor(law, state.steps + 1))  # of ln H*, in the order to come
+    foreseen = _foreseen(state, believed, calibration) + fall * law.lag
     error = min(max(foreseen, -LARGEST_ERROR), LARGEST_ERROR)
-    wanted = math.exp(-believed.gain) * (believed.drift - law.pace * error / state.drift)
+    wanted = math.exp(-believed.gain) * (believed.drift - (fall + law.pace * error) / state.drift)
     engaged = state.engaged or believed.level < ENGAGE_BELOW or state.steps >= 1.0 / state.drift
-    brake = engaged and x > max(BRAKE_ABOVE, BRAKE_MARGIN - math.log(law.anchor))
+    brake = engaged and x > max(BRAKE_ABOVE, BRAKE_MARGIN - math.log(share))
     ratio = 0.0 if brake else min(max(wanted, law.floor_ratio), law.ceiling_ratio)
     return replace(
         state,
@@ -73,6 +76,23 @@ def thermostat_step(law: ThermostatLaw, state: ThermostatState, entropy: float, 
         brake=brake,
         ceiling_orders=state.ceiling_orders + 1 if wanted >= law.ceiling_ratio and not brake else 0,
     )
+
+
+def anchor(law: ThermostatLaw, orders: int) -> float:
+    """H*/H_0 for the measurement after so many `orders` were controlled."""
+    if not law.release_after:
+        return law.anchor
+    gone = min(max((orders - law.release_after) / law.release_orders, 0.0), 1.0)
+    fallen = gone * math.log(law.anchor / law.final_anchor)
+    return law.anchor * math.exp(-fallen)
+
+
+def _lowered(law: ThermostatLaw, state: ThermostatState) -> ThermostatState:
+    """The state after the target's own fall since the measurement before: x counts from the target."""
+    if state.response is None:
+        return state
+    fall = math.log(anchor(law, state.steps - 1) / anchor(law, state.steps))
+    return replace(state, response=replace(state.response, level=state.response.level + fall)) if fall else state
 
 
 def _caught_up(law: ThermostatLaw, state: ThermostatState, calibration: Calibration) -> ThermostatState:

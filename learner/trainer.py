@@ -92,6 +92,11 @@ class Trainer:
             else SharedMemoryPublisher(stations.run, shared_memory)
         )
 
+    @property
+    def policy(self) -> Policy:
+        """What is trained."""
+        return self._policy
+
     def publish_first(self) -> WeightsManifest:
         """Publishes the starting policy."""
         first = [self._encode(prompt.text) for prompt in list(self._prompts.values())[: self._settings.probe_sequences]]

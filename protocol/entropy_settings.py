@@ -100,6 +100,14 @@ class ThermostatLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="
     ceiling_ratio: Positive = 10.0  # of ĉ
     noise: Positive = 0.13  # standard deviation of one order's ln H̃ about the policy's: another batch, another mean
     pace: Annotated[float, Meta(gt=0, le=1)] = 0.3  # κ: share of the foreseen error that one order is to close
+    # Explored enough: from that order on the target falls, evenly in ln H, to final_anchor · H_0. 0: it never does.
+    release_after: CountOrZero = 0
+    release_orders: Count = 50
+    final_anchor: Positive = 0.2
+
+    def __post_init__(self) -> None:
+        if self.release_after and not self.final_anchor <= self.anchor:
+            raise ValueError(f"final_anchor = {self.final_anchor} is above anchor = {self.anchor}")
 
 
 class BangBangLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="bang_bang"):

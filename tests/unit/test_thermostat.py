@@ -1,6 +1,7 @@
 """The flagship law, against its definition, on the simulated policy, and against what can go wrong."""
 
 import math
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -10,13 +11,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from benchmarks.closed_loop import Loop, drive, overshoot, ringing, settling, swing
+from benchmarks.closed_loop import LawLoop, Loop, drive, overshoot, ringing, settling, swing
 from benchmarks.contenders import CONTENDERS, Maker, Setting, thermostat
 from benchmarks.plant import Plant
 from entrostat.controller.coefficient import LawState, initial_state, law_step, read
 from entrostat.controller.measurement import Measurement
 from entrostat.controller.response import Calibration, Response, correct, first_response, increment, predict
-from entrostat.controller.thermostat import ThermostatState
+from entrostat.controller.thermostat import ThermostatState, anchor
 from entrostat.protocol.entropy_settings import LawSettings, ThermostatLaw
 from entrostat.protocol.messages import PolicyVersion
 
@@ -278,3 +279,60 @@ def test_the_optimizers_momentum_is_reckoned_with() -> None:
     assert isinstance(calm, ThermostatState)
     assert isinstance(eager, ThermostatState)
     assert calm.foreseen != pytest.approx(eager.foreseen, abs=0.02)
+
+
+# ── the release ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+RELEASED = ThermostatLaw(balance=0.1, drift=0.008, anchor=0.7, release_after=100, release_orders=100, final_anchor=0.35)
+
+
+def test_a_released_target_falls_evenly_in_ln_h_and_stays_at_its_end() -> None:
+    shares = [anchor(RELEASED, orders) for orders in (0, 100, 150, 200, 900)]
+    assert shares == pytest.approx([0.7, 0.7, math.sqrt(0.7 * 0.35), 0.35, 0.35])
+    assert anchor(THERMOSTAT, 900) == 0.7
+
+
+def test_the_target_that_is_read_is_the_one_the_last_measurement_was_held_against() -> None:
+    states = fed(RELEASED, [0.4] * 300)
+    targets = [read(RELEASED, state).target for state in states]
+    assert targets[2] is None
+    assert targets[50] == pytest.approx(0.28)
+    assert targets[-1] == pytest.approx(0.14)
+    assert all(a is None or b is None or b <= a for a, b in pairwise(targets))
+
+
+@pytest.mark.parametrize("lag", [1, 4])
+def test_entropy_follows_a_falling_target(lag: int) -> None:
+    law = replace(RELEASED, lag=lag)
+    errors = []
+    for seed in SEEDS:
+        loop = LawLoop(law, CONSTANT.momentum)
+        falling: list[float] = []
+        course = drive(Watched(loop, falling), CONSTANT, lag=lag, orders=220, seed=seed, target=1.0)
+        true = course.errors + math.log(falling[-1])
+        errors.append(np.abs(true - np.log(falling))[110:200].mean())
+    assert np.mean(errors) < 0.1
+
+
+class Watched:
+    """A loop whose target is written down at each order."""
+
+    def __init__(self, loop: LawLoop, targets: list[float]) -> None:
+        self._loop, self._targets = loop, targets
+
+    @property
+    def coefficient(self) -> float:
+        return self._loop.coefficient
+
+    @property
+    def target(self) -> float | None:
+        return self._loop.target
+
+    def tell(self, order: int, entropy: float) -> None:
+        self._loop.tell(order, entropy)
+        self._targets.append(self._loop.target or math.nan)
+
+
+def test_a_release_to_a_higher_target_is_refused() -> None:
+    with pytest.raises(ValueError, match="final_anchor"):
+        ThermostatLaw(release_after=10, anchor=0.5, final_anchor=0.6)
