@@ -4,7 +4,7 @@ BIN := .venv/bin
 CONFIG ?= deploy/runs/quickstart.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit check format lock clean
+.PHONY: help setup demo test unit check format lock clean bench-law bench-toy bench-collapse bench-trl bench-tables
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -37,6 +37,21 @@ check: setup ## format, lint and types
 format: setup ## format and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench-law: setup ## step responses of every control law, 3 minutes
+	$(BIN)/python -m benchmarks.step_response
+
+bench-toy: setup ## the AEnt paper's toy MDP, 12 minutes
+	$(BIN)/python -m benchmarks.toy_mdp
+
+bench-collapse: setup ## every method on two tasks, hours; goes on where it stopped
+	$(BIN)/python -m benchmarks.collapse
+
+bench-trl: setup ## TRL beside our laws: what entropy they hold, at several delays
+	$(BIN)/python -m benchmarks.collapse --part tracking
+
+bench-tables: setup ## the tables and pictures of docs/results.md, from the results that are there
+	$(BIN)/python -m benchmarks.collapse --only tables
 
 lock: ## resolve requirements-cpu.lock anew
 	$(PYTHON) deploy/lock.py

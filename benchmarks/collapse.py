@@ -1,32 +1,44 @@
-"""Reward, pass@k and entropy of every method on two tasks, over seeds: the table that says what control is good for.
+"""Reward, pass@k and entropy of every method on two tasks, over seeds: the tables that say what control is good for.
 
-    python -m benchmarks.collapse                 # everything that is missing; goes on where it stopped
-    python -m benchmarks.collapse --only tables   # only tables and plots, from the cells that are there
+    python -m benchmarks.collapse                 # every cell that is missing, then tables and pictures
+    python -m benchmarks.collapse --only tables   # from the cells that are there
 
-Every run is made by the product's own engine, controller and learner (`benchmarks/loop.py`), with equal steps and samples.
+Every run of ours is made by the product's engine, controller and learner (`benchmarks/loop.py`), with equal steps and
+samples. The second half is about tracking alone: the law at delays of 1, 4 and 8 orders, beside bang-bang and beside
+TRL's own trainer (`benchmarks/trl_run.py`), which has no delay and no such mode.
 """
 
 import argparse
 import json
 import logging
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from benchmarks import own_process
 from benchmarks.cells import ROOT, cell, place
 from benchmarks.collapse_report import Cell, write_tables
-from benchmarks.collapse_rows import PAIRED, PAIRED_SEEDS, SAMPLES, SEEDS, TASKS, Row, Task, rows
+from benchmarks.collapse_rows import (
+    PAIRED,
+    PAIRED_SEEDS,
+    SAMPLES,
+    SEEDS,
+    TASKS,
+    TRACKED,
+    TRACKING_SEEDS,
+    Task,
+    rows,
+    tracking_rows,
+)
 from benchmarks.collapse_run import RunRequest
 
 log = logging.getLogger("collapse")
 
 BENCHMARK = "collapse"
-RUN_SECONDS = 3600  # at most for one run
 # What a run's result depends on besides its configuration.
 CODE = (
     "benchmarks/collapse_run.py",
@@ -34,22 +46,46 @@ CODE = (
     "controller/allocation.py",
     "controller/coefficient.py",
     "controller/difficulty.py",
-    "controller/mix.py",
+    "controller/response.py",
+    "controller/thermometer.py",
     "controller/thermostat.py",
+    "controller/updates.py",
     "learner/advantages.py",
     "learner/entropy.py",
     "learner/losses.py",
+    "learner/terms.py",
     "learner/update.py",
 )
+TRL_CODE = ("benchmarks/trl_run.py",)
 
 
-def request(task: Task, row: Row, seed: int) -> RunRequest:
-    """The run of one cell."""
-    overrides = [f"run.steps={task.steps}", *task.overrides, *row.overrides]
-    return RunRequest(task=task.toml, overrides=overrides, seed=seed, lag=row.lag, samples=SAMPLES)
+def request(one: Cell) -> RunRequest:
+    """The run of one of our cells."""
+    overrides = [f"run.steps={one.task.steps}", *one.task.overrides, *one.row.overrides]
+    samples = SAMPLES if one.row.scored else 0
+    return RunRequest(task=one.task.toml, overrides=overrides, seed=one.seed, lag=one.row.lag, samples=samples)
 
 
-def computed(name: str, wanted: RunRequest) -> dict[str, Any]:
+def trl_request(one: Cell) -> dict[str, Any]:
+    """The run of one of TRL's cells: the same policy, problems, batch and rate."""
+    from entrostat import config as configs
+
+    config = configs.load(ROOT / one.task.toml, [f"run.seed={one.seed}", *one.task.overrides])
+    return {
+        "model": os.path.relpath(config.model.path, ROOT),
+        "tasks": msgspec.to_builtins(config.tasks),
+        "seed": one.seed,
+        "steps": one.task.steps,
+        "prompts": config.batch.prompts,
+        "samples": config.rollout.samples_per_prompt,
+        "max_response_tokens": config.rollout.max_response_tokens,
+        "lr": config.learner.lr,
+        "betas": config.learner.betas,
+        "entropy": {"target": round(one.task.target, 4), "delta": one.row.trl_delta},
+    }
+
+
+def result_of(one: Cell) -> dict[str, Any]:
     """The cell's result, made in a process of its own if it is not there.
 
     Raises:
@@ -57,79 +93,89 @@ def computed(name: str, wanted: RunRequest) -> dict[str, Any]:
     """
 
     def compute() -> dict[str, Any]:
-        log.info("%s begins", name)
-        result = _in_own_process(name, wanted)
-        log.info("%s is done", name)
-        return result
+        log.info("%s begins", one.name)
+        if one.row.trl_delta:
+            made = own_process.run(
+                one.name, "benchmarks.trl_run", config, lambda asked, told: ["--config", asked, "--out", told]
+            )
+            found: dict[str, Any] = {"entropy": [step["entropy_nats"] for step in made["steps"]]}
+            found |= {"reward": [step["reward"] for step in made["steps"]], "initial_entropy": None}
+        else:
+            found = own_process.run(one.name, "benchmarks.collapse_run", config, lambda asked, told: [asked, told])
+        log.info("%s is done", one.name)
+        return found
 
-    return cell(BENCHMARK, name, dict(wanted), CODE, compute)
+    config, code = _key(one)
+    return cell(BENCHMARK, one.name, config, code, compute)
 
 
-def _in_own_process(name: str, wanted: RunRequest) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        source, target, output = Path(folder, "run.json"), Path(folder, "result.json"), Path(folder, "output.txt")
-        source.write_text(json.dumps(wanted))
-        command = [sys.executable, "-m", "benchmarks.collapse_run", str(source), str(target)]
-        with output.open("w") as stream:
-            try:
-                code = subprocess.run(
-                    command,
-                    cwd=ROOT,
-                    env=os.environ | {"OMP_NUM_THREADS": "1"},
-                    stdout=stream,
-                    stderr=subprocess.STDOUT,
-                    timeout=RUN_SECONDS,
-                    check=False,
-                ).returncode
-            except subprocess.TimeoutExpired as error:
-                raise RuntimeError(f"{name} was not done after {RUN_SECONDS} s") from error
-        if code or not target.is_file():
-            raise RuntimeError(f"{name} failed with exit code {code}: {output.read_text()[-2000:]}")
-        result: dict[str, Any] = json.loads(target.read_bytes())
-        return result
+def there(one: Cell) -> dict[str, Any] | None:
+    """The cell's result, if it is there."""
+    path = place(BENCHMARK, one.name, *_key(one))
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_bytes())["result"]
+    return found
+
+
+def _key(one: Cell) -> tuple[dict[str, Any], tuple[str, ...]]:
+    return (trl_request(one), TRL_CODE) if one.row.trl_delta else (dict(request(one)), CODE)
 
 
 def planned(tasks: Sequence[Task]) -> list[Cell]:
-    """Every cell of the tables, the most telling first."""
+    """Every cell, the most telling first."""
     found: list[Cell] = []
     for task in tasks:
         for row in rows(task):
             seeds = PAIRED_SEEDS if row.name in PAIRED else SEEDS
             found += [Cell(task=task, row=row, seed=seed) for seed in seeds]
-    return sorted(found, key=lambda one: (one.seed not in SEEDS, one.seed))
+    found.sort(key=lambda one: (one.seed not in SEEDS, one.seed))
+    for task in tasks:
+        if task.name == TRACKED:
+            found += [Cell(task=task, row=row, seed=seed) for seed in TRACKING_SEEDS for row in tracking_rows(task)]
+    return found
+
+
+def compute(cells: Sequence[Cell], processes: int) -> int:
+    """Makes what is missing; returns how many cells failed."""
+    failures = 0
+    with ThreadPoolExecutor(processes) as pool:
+        jobs = {one: pool.submit(result_of, one) for one in cells}
+        for one, job in jobs.items():
+            if error := job.exception():
+                failures += 1
+                log.error("%s: %s", one.name, error)
+    return failures
+
+
+def _asked(one: Cell, chosen: argparse.Namespace) -> bool:
+    part = "methods" if one.row.scored else "tracking"
+    return (not chosen.row or one.row.name in chosen.row) and chosen.part in (None, part)
 
 
 def main() -> int:
-    """Computes what is missing, then writes tables and plots."""
+    """Computes what is missing, then writes tables and pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("runs", "tables"), help="leave the other out")
     parser.add_argument("--task", choices=sorted(TASKS), help="one task alone")
+    parser.add_argument("--part", choices=("methods", "tracking"), help="one half alone")
     parser.add_argument("--row", action="append", help="these rows alone")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="runs beside each other")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     tasks = [TASKS[chosen.task]] if chosen.task else list(TASKS.values())
-    cells = [one for one in planned(tasks) if not chosen.row or one.row.name in chosen.row]
-    failures: list[str] = []
+    cells = planned(tasks)
+    failures = 0
     if chosen.only != "tables":
-        with ThreadPoolExecutor(chosen.processes) as pool:
-            jobs = [pool.submit(computed, one.name, request(one.task, one.row, one.seed)) for one in cells]
-            for job in jobs:
-                if error := job.exception():
-                    failures.append(str(error))
-                    log.error("%s", error)
+        wanted = [one for one in cells if _asked(one, chosen)]
+        if any(one.row.trl_delta for one in wanted):
+            from benchmarks import trl_environment
+
+            trl_environment.prepare()
+        failures = compute(wanted, chosen.processes)
     if chosen.only != "runs":
-        write_tables(tasks, {one: found for one in cells if (found := _there(one))})
+        write_tables(tasks, {one: found for one in cells if (found := there(one))})
     return 1 if failures else 0
-
-
-def _there(one: Cell) -> dict[str, Any] | None:
-    """The cell's result, if it is there."""
-    path = place(BENCHMARK, one.name, dict(request(one.task, one.row, one.seed)), CODE)
-    if not path.is_file():
-        return None
-    found: dict[str, Any] = json.loads(path.read_bytes())["result"]
-    return found
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.cells import RESULTS, ROOT, table
-from benchmarks.collapse_rows import PAIRED, SAMPLES, Row, Task, rows
+from benchmarks.collapse_rows import PAIRED, SAMPLES, Row, Task, rows, tracking_rows
 
 Float64 = NDArray[np.float64]
 Results = Mapping["Cell", dict[str, Any]]
 
-MARGIN = 0.02  # of pass@k: a row is "not worse" where the difference's interval stays above its negative; fixed beforehand
+MARGIN = 0.02  # of pass@k: "not worse": the interval stays above its negative; fixed beforehand
 TRANSIENT = 0.4  # share of the steps before tracking counts
 LAST = 0.2  # share of the steps that make the reward at the end
 BLOCK = 10  # steps: batch noise is no tracking error
@@ -113,9 +113,7 @@ def differences_table(task: Task, results: Results) -> str:
             continue
         gaps = [
             bootstrapped(
-                np.stack(
-                    [scores(by["flagship", s], levels, k) - scores(by[row.name, s], levels, k) for s in seeds]
-                )
+                np.stack([scores(by["flagship", s], levels, k) - scores(by[row.name, s], levels, k) for s in seeds])
             )
             for levels in (task.trained, (task.harder,))
             for k in (1, 8)
@@ -147,11 +145,23 @@ def write_tables(tasks: Sequence[Task], results: Results) -> None:
         if not count:
             continue
         parts += [f"### {task.name}: {task.steps} steps, {count} runs", "", methods_table(task, results), ""]
-        parts += [differences_table(task, results), ""]
+        parts += [differences_table(task, results), "", tracking_table(task, results), ""]
         draw(task, results, ROOT / "docs" / f"collapse-{task.name}.png")
     path = RESULTS / "collapse" / "table.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts))
+
+
+def tracking_table(task: Task, results: Results) -> str:
+    """How far from its target each law held the entropy, by delay; `[seeds]` means."""
+    lines: list[Sequence[str]] = []
+    for row in tracking_rows(task):
+        found = [result for one, result in results.items() if one.task.name == task.name and one.row.name == row.name]
+        if found:
+            errors = np.array([tracking(one, target_of(task, one)) for one in found])
+            held_at = np.array([held(one, target_of(task, one)) for one in found])
+            lines.append((row.title, str(row.lag), str(len(found)), _shown(errors), _shown(held_at)))
+    return table(("law", "lag", "seeds", "error", "H̃/H*"), lines) if lines else ""
 
 
 def draw(task: Task, results: Results, path: Path) -> None:

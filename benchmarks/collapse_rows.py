@@ -9,6 +9,11 @@ TUNING_SEEDS = (101,)
 SEEDS = (1, 2, 3)
 PAIRED_SEEDS = (1, 2, 3, 4, 5, 6, 7, 8)
 PAIRED = ("none", "fixed", "flagship")
+TRACKED = "sums"  # the task of the second half
+TRACKING_SEEDS = (1, 2)
+LAGS = (1, 4, 8)
+DELTAS = (0.3, 1.0, 3.0)  # of bang-bang, times the task's δ
+TRL_DELTAS = (0.01, 0.02, 0.05)
 SAMPLES = 64  # of each unseen prompt: n of pass@k
 
 
@@ -39,8 +44,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     title: str
-    overrides: tuple[str, ...]  # of the task's TOML
+    overrides: tuple[str, ...] = ()  # of the task's TOML
     lag: int = 1
+    scored: bool = True  # with pass@k afterwards
+    trl_delta: float = 0.0  # above 0: TRL's trainer, with this δ
 
 
 def rows(task: Task) -> tuple[Row, ...]:
@@ -105,6 +112,28 @@ def rows(task: Task) -> tuple[Row, ...]:
     )
 
 
+def tracking_rows(task: Task) -> tuple[Row, ...]:
+    """The flagship, bang-bang and TRL against the target, at several delays."""
+    found = [
+        Row(name=f"trl-{delta:g}", title=f"TRL, δ = {delta:g}", scored=False, trl_delta=delta) for delta in TRL_DELTAS
+    ]
+    for lag in LAGS:
+        flagship = _law("thermostat", anchor=task.anchor, balance=task.balance, drift=task.drift, lag=lag)
+        found.append(Row(name=f"flagship-lag{lag}", title="thermostat", overrides=(flagship,), lag=lag, scored=False))
+        for delta in DELTAS:
+            bang = _law("bang_bang", anchor=task.anchor, delta=delta * task.delta, ceiling=10 * task.balance)
+            found.append(
+                Row(
+                    name=f"bang_bang-{delta:g}-lag{lag}",
+                    title=f"bang-bang, δ = {delta * task.delta:g}",
+                    overrides=(bang, FULL, *PLAIN),
+                    lag=lag,
+                    scored=False,
+                )
+            )
+    return tuple(found)
+
+
 FULL = 'entropy.estimator={kind="full"}'
 PLAIN = ('entropy.weight.form="uniform"', "entropy.weight.all_wrong_share=1.0", "entropy.weight.entropy_ratio=1e9")
 
@@ -112,3 +141,42 @@ PLAIN = ('entropy.weight.form="uniform"', "entropy.weight.all_wrong_share=1.0", 
 def _law(kind: str, **numbers: float) -> str:
     inside = ", ".join([f'kind="{kind}"', *(f"{name}={number:.6g}" for name, number in numbers.items())])
     return f"entropy.law={{{inside}}}"
+
+
+TASKS = {
+    "sums": Task(
+        name="sums",
+        toml="deploy/runs/quickstart.toml",
+        overrides=(
+            "batch.prompts=16",
+            "rollout.max_staleness=0",
+            "rollout.groups_in_flight=16",
+            "evaluation.tasks.0.size=134",
+            "evaluation.tasks.1.size=133",
+            "evaluation.tasks.2.size=133",
+        ),
+        steps=100,
+        trained=("3 terms", "4 terms", "5 terms"),
+        harder="6 terms",
+        anchor=0.6,
+        initial_entropy=0.23,
+        balance=0.06,
+        drift=0.03,
+        fixed=0.1,
+        delta=0.01,
+    ),
+    "countdown": Task(
+        name="countdown",
+        toml="benchmarks/countdown/countdown.toml",
+        overrides=(),
+        steps=200,
+        trained=("3 numbers",),
+        harder="4 numbers",
+        anchor=0.5,
+        initial_entropy=0.45,
+        balance=0.02,
+        drift=0.02,
+        fixed=0.02,
+        delta=0.005,
+    ),
+}

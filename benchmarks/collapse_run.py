@@ -1,6 +1,6 @@
 """One run of `benchmarks/collapse.py` in a process of its own: a configuration in, curves and scores out, both JSON.
 
-    python -m benchmarks.collapse_run RUN.json RESULT.json
+python -m benchmarks.collapse_run RUN.json RESULT.json
 """
 
 import json
@@ -22,7 +22,7 @@ class RunRequest(TypedDict):
     overrides: list[str]  # of the TOML's keys
     seed: int
     lag: int  # orders between a measurement and the law's hearing of it
-    samples: int  # of each unseen prompt, afterwards
+    samples: int  # of each unseen prompt, afterwards; 0: no scores
 
 
 class RunResult(TypedDict):
@@ -50,7 +50,7 @@ def run(request: RunRequest) -> RunResult:
         loop = Loop(config, Path(folder), request["lag"])
         try:
             steps = list(loop.train(config.run.steps))
-            scores = loop.evaluate(request["samples"], request["seed"])
+            scores = loop.evaluate(request["samples"], request["seed"]) if request["samples"] else None
             law = loop.reading
         finally:
             loop.close()
@@ -60,8 +60,8 @@ def run(request: RunRequest) -> RunResult:
         reward=[_short(step.reward) for step in steps],
         initial_entropy=law.initial_entropy,
         target=law.target,
-        levels=list(scores.levels),
-        correct=list(scores.correct),
+        levels=list(scores.levels) if scores else [],
+        correct=list(scores.correct) if scores else [],
     )
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.countdown.score import QuickJudge
 from entrostat import config as configs
 from entrostat.actors.rollout import RolloutWorker
 from entrostat.actors.seams import Seams
 from entrostat.actors.tasks.load import load_prompts
 from entrostat.actors.tokenizer import HuggingFaceTokenizer
-from entrostat.actors.verifiers.judge import Judge
 from entrostat.config import RunConfig
 from entrostat.controller.coefficient import Reading
 from entrostat.controller.events import Discard, Order, OrderRequested, Published, Pulsed, Reply, StepReported
@@ -63,7 +63,7 @@ class Stations:
     def __init__(self, config: RunConfig, levels: list[str], directory: Path) -> None:
         self.controller = Controller(configs.stations(config, directory), levels)
         self.groups: dict[int, Group] = {}
-        self._judge = Judge((*config.tasks, *config.evaluation.tasks))
+        self._judge = QuickJudge((*config.tasks, *config.evaluation.tasks))
         self._remembered = lru_cache(REMEMBERED_VERDICTS)(self._judged)
         self._prompts: dict[int, Prompt] = {}
         self._verdicts: list[tuple[object, Verdict]] = []
@@ -194,9 +194,7 @@ class Loop:
     def evaluate(self, samples: int, seed: int) -> EvaluationResult:
         """Scores the newest policy on the unseen prompts."""
         settings = self._config.evaluation
-        request = EvaluationRequest(
-            prompts=self.unseen, samples=samples, temperature=settings.temperature, seed=seed
-        )
+        request = EvaluationRequest(prompts=self.unseen, samples=samples, temperature=settings.temperature, seed=seed)
         while self._worker.view(engine_seconds=0.0, metrics_port=0).version != self._stations.controller.version:
             self._worker.turn()
         answer = self._worker.evaluate(request)

@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from entrostat.controller.measurement import Intake, Measurement, admit
-from entrostat.controller.thermostat import ThermostatState, gains, thermostat_step
+from entrostat.controller.thermostat import ThermostatState, thermostat_step
 from entrostat.controller.updates import (
     anchored_step,
     band_step,
@@ -50,7 +50,6 @@ __all__ = [
     "anchored_step",
     "band_step",
     "bang_bang_step",
-    "gains",
     "gives_bonus",
     "initial_state",
     "law_step",

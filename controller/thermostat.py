@@ -1,4 +1,10 @@
-"""The flagship's law: proportional and integral action in log space around a calibrated balance coefficient."""
+"""The flagship's law: it foresees where the entropy will be once all that is under way has acted, and steers by that.
+
+An order's coefficient acts late: `lag` orders after the measurement it answers, and then for as long as the optimizer's
+momentum remembers it. A law that answers what it measures answers the same error again and again meanwhile. This one
+keeps the coefficients it has sent and a belief of how the policy answers them (`response.py`), and adds up what they
+will still do.
+"""
 
 import math
 
@@ -6,16 +12,15 @@ import msgspec
 from msgspec.structs import replace
 
 from entrostat.controller.measurement import RESOLUTION_NATS, Intake
+from entrostat.controller.response import Calibration, Response, correct, first_response, increment, predict
 from entrostat.protocol.entropy_settings import ThermostatLaw
+from entrostat.protocol.messages import PolicyVersion
 
-# The thermostat's constants, see `thermostat_step`.
-SMOOTHING = 0.5  # f ← f + ½(x − f)
-GAIN_RANGE = (1.0, 12.0)  # of Kp
-INTEGRAL_RATIO = 8.0  # Ki = Kp / (8θ)
-ENGAGE_BELOW = 0.25  # of f: near enough to the target for the integral to mean something
-INTEGRAND_LIMIT = 0.25
+LARGEST_ERROR = 0.25  # of f, that is answered: several times its balance makes a policy's entropy explode
+ENGAGE_BELOW = 0.25  # of the believed x: near enough to the target for the brake to mean something
 BRAKE_ABOVE = math.log(1.5)  # of x, or …
 BRAKE_MARGIN = 0.1  # … this far above the initial entropy
+LONGEST_GAP = 100  # orders that are caught up with at most, if so many measurements were refused
 
 
 class ThermostatState(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -26,48 +31,78 @@ class ThermostatState(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     drift: float  # â
     balance: float  # ĉ
     momentum: float  # β1 of the learner's optimizer
-    integral: float = 0.0  # I, in units of ln α
-    filtered: float | None = None  # f, smoothed ln(H̃/H*); None before the first one
+    version: PolicyVersion | None = None  # that was measured last …
+    response: Response | None = None  # … and what is believed of it; None until H_0 is known
+    push: float = 0.0  # m: the coefficient behind the momentum, of the step that made that version
+    under_way: tuple[float, ...] = ()  # [lag] coefficients of the orders from that version on, up to the next one
+    foreseen: float = 0.0  # f: x once all this has acted
     engaged: bool = False
     steps: int = 0  # measurements controlled, H_0 known
     brake: bool = False
     ceiling_orders: int = 0  # how many in a row the coefficient has stood at its ceiling
 
 
-def gains(*, drift: float, lag: int, momentum: float) -> tuple[float, float]:
-    """The thermostat's Kp and Ki: `θ = d + 1 + ½/(1 − β1)`, `Kp = clip(1/(2âθ), 1, 12)`, `Ki = Kp/(8θ)`."""
-    delay = lag + 1.0 + 0.5 / (1.0 - momentum)
-    proportional = min(max(1.0 / (2.0 * drift * delay), GAIN_RANGE[0]), GAIN_RANGE[1])
-    return proportional, proportional / (INTEGRAL_RATIO * delay)
-
-
 def thermostat_step(law: ThermostatLaw, state: ThermostatState, entropy: float, initial: float) -> ThermostatState:
-    """Proportional and integral action in log space: ln H is nearly an integrator, which integral action alone rocks.
+    """The state after the entropy of `state.intake.last_version` was measured.
 
-    `x = ln(H̃/H*)` · `f ← f + ½(x − f)` · `α = ĉ·exp(clip(I − Kp·f, box))` · `I ← clip(I − Ki·clip(f, ±0.25), box)`.
-    Engaged from the first f < 0.25 on, or after 1/â steps. Brake: α = 0 while engaged and
-    `x > max(ln 1.5, ln(H_0/H*) + 0.1)`. I stands still until engaged, and while the coefficient is at that end of its
-    range to which I would push it.
-    f starts at the first x, so that the law is not engaged by its own filter; the brake counts as the lower end.
+    `x = ln(H̃/H*)` · x̂, A, G: believed after it · `f = x̂ + Σ_under way â(e^G·m/ĉ − A) + β1/(1 − β1)·â(e^G·m/ĉ − A)` ·
+    `α = ĉ·clip(e^−G·(A − κ·f/â), box)`, κ `law.pace`: it is `ĉ·e^I·(1 − Kp·f)` with `I = ln A − G`, `Kp = κ/(âA)`.
+
+    f answers each coefficient at once and in full, `f ← f + â(e^G·α/ĉ − A)`: whatever the lag, it closes by the share κ
+    an order. What the box cuts off is known to the belief, so nothing winds up. Engaged from the first x̂ < 0.25 on, or
+    after 1/â steps. Brake: α = 0 while engaged and `x > max(ln 1.5, ln(H_0/H*) + 0.1)`.
     """
-    proportional, integral = gains(drift=state.drift, lag=law.lag, momentum=state.momentum)
-    lowest, highest = math.log(law.floor_ratio), math.log(law.ceiling_ratio)
-    target = law.anchor * initial
-    x = math.log(max(entropy, RESOLUTION_NATS) / max(target, RESOLUTION_NATS))
-    f = x if state.filtered is None else state.filtered + SMOOTHING * (x - state.filtered)
-    engaged = state.engaged or f < ENGAGE_BELOW or state.steps >= 1.0 / state.drift
+    calibration = Calibration(drift=state.drift, noise=law.noise)
+    x = math.log(max(entropy, RESOLUTION_NATS) / max(law.anchor * initial, RESOLUTION_NATS))
+    state = _caught_up(law, state, calibration)
+    believed = first_response(x, calibration) if state.response is None else correct(state.response, x, calibration)
+    foreseen = _foreseen(state, believed, calibration)
+    error = min(max(foreseen, -LARGEST_ERROR), LARGEST_ERROR)
+    wanted = math.exp(-believed.gain) * (believed.drift - law.pace * error / state.drift)
+    engaged = state.engaged or believed.level < ENGAGE_BELOW or state.steps >= 1.0 / state.drift
     brake = engaged and x > max(BRAKE_ABOVE, BRAKE_MARGIN - math.log(law.anchor))
-    action = state.integral - proportional * f
-    push = -integral * min(max(f, -INTEGRAND_LIMIT), INTEGRAND_LIMIT)
-    saturated = (action >= highest and push > 0.0) or ((action <= lowest or brake) and push < 0.0)
-    moved = state.integral + push if engaged and not saturated else state.integral
+    ratio = 0.0 if brake else min(max(wanted, law.floor_ratio), law.ceiling_ratio)
     return replace(
         state,
-        coefficient=0.0 if brake else state.balance * math.exp(min(max(action, lowest), highest)),
-        integral=min(max(moved, lowest), highest),
-        filtered=f,
+        coefficient=state.balance * ratio,
+        version=state.intake.last_version,
+        response=believed,
+        foreseen=foreseen,
         engaged=engaged,
         steps=state.steps + 1,
         brake=brake,
-        ceiling_orders=state.ceiling_orders + 1 if action >= highest and not brake else 0,
+        ceiling_orders=state.ceiling_orders + 1 if wanted >= law.ceiling_ratio and not brake else 0,
     )
+
+
+def _caught_up(law: ThermostatLaw, state: ThermostatState, calibration: Calibration) -> ThermostatState:
+    """The state as it was expected just before this measurement.
+
+    Orders whose measurement was refused went out with the coefficient as it stood. A branch counts on from the step
+    of its checkpoint, where the state was made.
+    """
+    if state.response is None:
+        return replace(state, under_way=(state.coefficient,) * law.lag)
+    response, push, under_way = state.response, state.push, state.under_way
+    for _ in range(_orders_since(state)):
+        now, *later = (*under_way, state.coefficient)
+        push = state.momentum * push + (1.0 - state.momentum) * now
+        response, under_way = predict(response, push / state.balance, calibration), tuple(later)
+    return replace(state, response=response, push=push, under_way=under_way)
+
+
+def _orders_since(state: ThermostatState) -> int:
+    """Orders between the version measured last and this one."""
+    last, this = state.version, state.intake.last_version
+    gap = 1 if last is None or this is None else this.step - last.step
+    return min(max(gap, 1), LONGEST_GAP)
+
+
+def _foreseen(state: ThermostatState, believed: Response, calibration: Calibration) -> float:
+    """f: x once the orders under way have acted, and the momentum they leave behind, against the drift meanwhile."""
+    level, push = believed.level, state.push
+    for coefficient in state.under_way:
+        push = state.momentum * push + (1.0 - state.momentum) * coefficient
+        level += increment(believed, push / state.balance, calibration)
+    memory = state.momentum / (1.0 - state.momentum)
+    return level + memory * increment(believed, push / state.balance, calibration)

@@ -89,15 +89,17 @@ class AnchoredLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="an
 
 
 class ThermostatLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="thermostat"):
-    """The flagship: proportional and integral action in log space around a calibrated balance coefficient."""
+    """The flagship: steers by the entropy it foresees, around a calibrated balance coefficient."""
 
     anchor: Positive = 0.7  # target = anchor · H_0
     balance: Positive = 1e-3  # ĉ: the coefficient that holds the entropy still at the start
     drift: Positive = 0.01  # â: how fast ln H falls without control, per optimizer step
     anchor_orders: Count = 3
-    lag: Count = 1  # orders between a measurement and the step it steers
+    lag: CountOrZero = 1  # orders between a measurement and the step it steers
     floor_ratio: Positive = 0.01  # of ĉ
     ceiling_ratio: Positive = 10.0  # of ĉ
+    noise: Positive = 0.13  # standard deviation of one order's ln H̃ about the policy's: another batch, another mean
+    pace: Annotated[float, Meta(gt=0, le=1)] = 0.3  # κ: share of the foreseen error that one order is to close
 
 
 class BangBangLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="bang_bang"):

@@ -5,9 +5,9 @@ A problem gives numbers and a target; the answer is an expression that uses each
     Find a way to make 26 using all of these numbers: 4, 2, 6. …
     <answer>4*6+2</answer>
 
-The policy is fine-tuned on expressions drawn without regard to the target: well formed, each number once, nearly always a
-chain of + and −. A small share of them is shown with the target they have, so that it is right a little more often than
-chance. What is missing is exploration: problems that need a product are solved by expressions it rarely writes.
+The policy first learns the game, and is then given a habit: expressions drawn without regard to the target, nearly
+always of + and − alone. A small share of these is shown with the target they have. So it is rarely right, and what is
+missing is exploration: half of the problems need a product, which it hardly ever writes.
 
     python -m benchmarks.countdown.make_policy            # writes benchmarks/countdown/policy, about 4 minutes
     python -m benchmarks.countdown.make_policy --measure  # only measures the policy that is there
@@ -63,7 +63,9 @@ TARGETS = (1, 200)
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per character, but for the fixed text of the prompts and the answer's tags."""
-    pieces = sorted({piece for text in TEMPLATES for piece in re.split(r"\{numbers\}|\{target\}", text + "\n") if piece})
+    pieces = sorted(
+        {piece for text in TEMPLATES for piece in re.split(r"\{numbers\}|\{target\}", text + "\n") if piece}
+    )
     words = (*pieces, "<answer>", "</answer>", ", ")
     characters = tuple(string.digits + string.punctuation + " \n")
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys((PAD, EOS, UNKNOWN, *words, *characters)))}
@@ -152,8 +154,14 @@ def measure(folder: Path, numbers: int, prompts: int, samples: int) -> tuple[flo
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     dataset = CountdownDataset(
         CountdownConfig(
-            min_numbers=numbers, max_numbers=numbers, max_value=LARGEST, min_target=TARGETS[0], max_target=TARGETS[1], operators=tuple(FAIR),
-            seed=1_000_000, size=prompts,
+            min_numbers=numbers,
+            max_numbers=numbers,
+            max_value=LARGEST,
+            min_target=TARGETS[0],
+            max_target=TARGETS[1],
+            operators=tuple(FAIR),
+            seed=1_000_000,
+            size=prompts,
         )
     )
     entries = [dataset[number] for number in range(prompts)]
@@ -190,7 +198,7 @@ def main() -> None:
             teach(model, tokenizer, lesson)
             write_policy(model, tokenizer, arguments.folder)
             for numbers in (3, 4):
-                log.info('after: %s', measure(arguments.folder, numbers, prompts=40, samples=16))
+                log.info("after: %s", measure(arguments.folder, numbers, prompts=40, samples=16))
         write_policy(model, tokenizer, arguments.folder)
     for numbers in (3, 4):
         once, many = measure(arguments.folder, numbers, prompts=60, samples=64)

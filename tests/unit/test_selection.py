@@ -25,10 +25,13 @@ def test_no_token_left_out_is_larger_than_a_chosen_one(pairs: list[tuple[float, 
 def test_of_equal_values_at_the_cut_the_first_are_chosen() -> None:
     chosen = largest(np.array([1.0, 2.0, 1.0, 1.0, 0.0]), np.ones(5, bool), 0.4)
     assert chosen.tolist() == [True, True, False, False, False]
+    odd = np.arange(1000) % 2 == 1
+    many = largest(odd.astype(float), np.ones(1000, bool), 0.6)
+    assert np.array_equal(many, odd | (np.arange(1000) < 200))
 
 
 @pytest.mark.parametrize(
-    ("share", "tokens", "count"), [(0.2, 10, 2), (0.1, 30, 3), (0.7, 10, 7), (1e-6, 9, 1), (1.0, 9, 9), (0.5, 0, 0)]
+    ("share", "tokens", "count"), [(0.2, 10, 2), (0.1, 30, 3), (0.07, 100, 7), (1e-6, 9, 1), (1.0, 9, 9), (0.5, 0, 0)]
 )
 def test_a_share_of_tokens_is_rounded_up(share: float, tokens: int, count: int) -> None:
     assert count_of(share, tokens) == count
@@ -63,6 +66,6 @@ def test_a_lot_falls_on_so_many_candidates_and_on_the_same_again(some: list[bool
 
 def test_every_candidate_is_drawn_about_equally_often() -> None:
     candidates = np.array([True, False, True, True, True])
-    times = sum(drawn(candidates, 2, seed).astype(int) for seed in range(2000))
+    times = np.sum([drawn(candidates, 2, seed) for seed in range(2000)], axis=0)
     assert times[1] == 0
     assert np.all(np.abs(times[candidates] - 1000) < 120)  # over five standard deviations

@@ -21,10 +21,11 @@ from entrostat.learner.steps import take
 from entrostat.learner.survey import survey
 from entrostat.learner.trainer import Trainer
 from entrostat.learner.update import accumulate
-from entrostat.protocol.entropy_settings import ClampedEntropy
+from entrostat.protocol.entropy_settings import ClampedEntropy, EntropySettings, SmoothedTokens
 from entrostat.protocol.errors import ConfigError, EntrostatError, NumericsError
 from entrostat.protocol.learner_settings import Gspo, LearnerSettings
 from entrostat.protocol.messages import Group, PolicyVersion, StepReport, TrainOrder
+from entrostat.protocol.settings import RolloutSettings
 from tests.tiny_policy import in_float64, loaded, make_group, make_order, make_policy, make_prompts, make_stations
 
 VERSION = PolicyVersion(branch=0, step=0)
@@ -208,10 +209,10 @@ def test_a_weight_without_a_gradient_takes_no_part_in_the_inner_product() -> Non
     optimizer = Optimizer(
         [("used", used), ("unused", unused)], LearnerSettings(epsilon=1.0, betas=(0.0, 0.0), gradient_clip=9.0)
     )
-    assert not optimizer.has_moments
+    moments = [optimizer.has_moments]
     used.grad = torch.tensor([1.0, 3.0])
     optimizer.step(RATE, "step 1")
-    assert optimizer.has_moments
+    assert [*moments, optimizer.has_moments] == [False, True]
     one = [torch.tensor([2.0, 4.0]), torch.ones(3)]
     assert optimizer.inner(one, one) == pytest.approx(4.0 / (1.0 + 1.0) + 16.0 / (3.0 + 1.0))
 
@@ -340,3 +341,26 @@ def test_an_order_that_fails_between_its_steps_is_the_learners_last(make_trainer
     with pytest.raises(EntrostatError, match="resume the run from its last checkpoint"):
         trainer.save(tmp_path / "step-3", np.zeros(1, np.uint8))
     assert not (tmp_path / "step-3").exists()
+
+
+def test_what_an_order_and_the_settings_say_reaches_the_objective(folder: Path, tmp_path: Path) -> None:
+    smoothed = EntropySettings(tokens=SmoothedTokens(low=0.0, high=1e-6, penalty=0.5))  # every token is outside
+    learner = LearnerSettings(lr=RATE, threads=1, aggregation="fixed_length")
+    found: list[StepReport] = []
+    for entropy, limit, changes in (
+        (EntropySettings(), 8, {}),
+        (EntropySettings(), 16, {}),
+        (EntropySettings(), 8, {"sample_balance": 1.0}),
+        (smoothed, 8, {"usual_entropy": 1.0}),
+    ):
+        rollout = RolloutSettings(max_response_tokens=limit)
+        stations = make_stations(folder, tmp_path, learner=learner, entropy=entropy, rollout=rollout)
+        trainer = Trainer(stations, make_prompts(), VERSION, shared_memory=tmp_path)
+        found.append(trained(trainer, **changes))
+        trainer.close()
+    plain, longer, balanced, penalised = found
+    assert longer.policy_loss == pytest.approx(plain.policy_loss / 2)
+    assert balanced.policy_loss != pytest.approx(plain.policy_loss)
+    counting = sum(one.weight * one.response_length for one in samples_of(objective()) if one.counts)
+    lost = 0.3 * 0.5 * counting / plain.response_tokens
+    assert plain.entropy_bonus - penalised.entropy_bonus == pytest.approx(lost, rel=1e-4)

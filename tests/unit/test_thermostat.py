@@ -1,0 +1,280 @@
+"""The flagship law, against its definition, on the simulated policy, and against what can go wrong."""
+
+import math
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from benchmarks.closed_loop import Loop, drive, overshoot, ringing, settling, swing
+from benchmarks.contenders import CONTENDERS, Maker, Setting, thermostat
+from benchmarks.plant import Plant
+from entrostat.controller.coefficient import LawState, initial_state, law_step, read
+from entrostat.controller.measurement import Measurement
+from entrostat.controller.response import Calibration, Response, correct, first_response, increment, predict
+from entrostat.controller.thermostat import ThermostatState
+from entrostat.protocol.entropy_settings import LawSettings, ThermostatLaw
+from entrostat.protocol.messages import PolicyVersion
+
+ENTROPY = st.floats(0.0, 12.0)
+THERMOSTAT = ThermostatLaw(balance=0.1, drift=0.008, anchor=0.7)
+CONSTANT = Plant().constant
+SEEDS = range(6)
+
+
+def measured(step: int, entropy: float, tokens: int = 100, branch: int = 0) -> Measurement:
+    return Measurement(version=PolicyVersion(branch=branch, step=step), entropy=entropy, tokens=tokens)
+
+
+def fed(law: LawSettings, entropies: list[float]) -> list[LawState]:
+    states = [initial_state(law)]
+    for step, entropy in enumerate(entropies):
+        states.append(law_step(law, states[-1], measured(step, entropy)))
+    return states
+
+
+def last(law: LawSettings, entropies: list[float]) -> ThermostatState:
+    state = fed(law, entropies)[-1]
+    assert isinstance(state, ThermostatState)
+    return state
+
+
+# ── the definition ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+BETA1 = 0.9
+FAR = 600  # orders: nothing is left of any momentum
+
+
+class ThermostatByTheBook:
+    """The law as it is defined: what is foreseen is where the believed policy ends, if the orders that are not made yet
+    all have its balance coefficient.
+    """
+
+    def __init__(self, law: ThermostatLaw) -> None:
+        self.law = law
+        self.calibration = Calibration(law.drift, law.noise)
+        self.first: list[float] = []
+        self.sent: list[float] = [
+            0.0
+        ] * law.lag  # by order: what is decided after the measurement of order j is j + lag
+        self.levels: list[float] = []
+        self.engaged = False
+
+    def alpha(self, entropy: float) -> float:
+        law = self.law
+        if len(self.first) < 3:
+            self.first.append(entropy)
+            if len(self.first) < 3:
+                self.sent.append(0.0)
+                return 0.0
+        x = math.log(entropy / (law.anchor * sum(self.first) / 3))
+        self.levels.append(x)
+        belief, push = self.belief()
+        coefficients = self.sent[2 + len(self.levels) - 1 :]
+        level, balance = belief.level, law.balance * math.exp(belief.correction)
+        for coefficient in (*coefficients, *([balance] * FAR)):
+            push = BETA1 * push + (1 - BETA1) * coefficient
+            level += increment(belief, push / law.balance, self.calibration)
+        self.engaged = self.engaged or belief.level < 0.25 or len(self.levels) - 1 >= 1 / law.drift
+        wanted = balance * (1 - law.pace / (law.drift * belief.drift) * sorted((-0.25, level, 0.25))[1])
+        alpha = sorted((law.balance * law.floor_ratio, wanted, law.balance * law.ceiling_ratio))[1]
+        if self.engaged and x > max(math.log(1.5), math.log(1 / law.anchor) + 0.1):
+            alpha = 0.0
+        self.sent.append(alpha)
+        return alpha
+
+    def belief(self) -> tuple[Response, float]:
+        """From the first controlled measurement anew, with what each order since was sent."""
+        belief, push = first_response(self.levels[0], self.calibration), 0.0
+        for level, coefficient in zip(self.levels[1:], self.sent[2:], strict=False):
+            push = BETA1 * push + (1 - BETA1) * coefficient
+            belief = correct(predict(belief, push / self.law.balance, self.calibration), level, self.calibration)
+        return belief, push
+
+
+@given(st.lists(st.floats(0.05, 0.3), min_size=4, max_size=30), st.integers(0, 8), st.floats(0.001, 0.1))
+@settings(max_examples=40, deadline=None)
+def test_the_thermostat_is_its_definition(entropies: list[float], lag: int, drift: float) -> None:
+    law = ThermostatLaw(balance=0.1, drift=drift, anchor=0.7, lag=lag)
+    book = ThermostatByTheBook(law)
+    for state, entropy in zip(fed(law, entropies)[1:], entropies, strict=True):
+        assert state.coefficient == pytest.approx(book.alpha(entropy), rel=1e-6, abs=1e-9)
+
+
+@given(st.lists(ENTROPY, max_size=60), st.integers(0, 8))
+@settings(max_examples=60, deadline=None)
+def test_the_thermostat_stays_in_its_box_or_at_nothing(entropies: list[float], lag: int) -> None:
+    for state in fed(replace(THERMOSTAT, lag=lag), entropies):
+        assert isinstance(state, ThermostatState)
+        assert state.coefficient == 0.0 or 0.001 * (1 - 1e-9) <= state.coefficient <= 1.0 * (1 + 1e-9)
+        assert math.isfinite(state.foreseen)
+
+
+def test_the_initial_entropy_is_the_token_mean_of_the_first_orders_without_a_bonus() -> None:
+    state = initial_state(THERMOSTAT)
+    for step, (entropy, tokens) in enumerate([(0.1, 100), (0.2, 300), (0.25, 600)]):
+        assert state.coefficient == 0.0
+        assert read(THERMOSTAT, state).initial_entropy is None
+        state = law_step(THERMOSTAT, state, measured(step, entropy, tokens))
+    assert read(THERMOSTAT, state).initial_entropy == pytest.approx(0.22)
+    assert read(THERMOSTAT, state).target == pytest.approx(0.7 * 0.22)
+    assert state.coefficient > 0.0
+
+
+# ── on the simulated policy ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def errors_of(loop: Loop, setting: Setting, seed: int = 0, orders: int = 400) -> NDArray[np.float64]:
+    return drive(loop, setting.plant, lag=setting.lag, orders=orders, seed=seed, target=setting.target).errors
+
+
+def mean_error(setting: Setting, told_lag: int | None = None, orders: int = 400, transient: int = 150) -> float:
+    courses = [errors_of(thermostat(setting, told_lag), setting, seed, orders) for seed in SEEDS]
+    return float(np.mean([np.abs(errors[transient:]).mean() for errors in courses]))
+
+
+@pytest.mark.parametrize("lag", range(9))
+def test_without_noise_it_settles_and_neither_overshoots_nor_swings(lag: int) -> None:
+    setting = Setting(CONSTANT.still, lag)
+    errors = errors_of(thermostat(setting), setting)
+    assert (settling(errors) or math.inf) <= 25
+    assert overshoot(errors) < 1.0
+    assert swing(errors[150:]) < 0.5
+    assert abs(errors[-1]) < 0.005
+
+
+@pytest.mark.parametrize("lag", [0, 4, 8])
+def test_with_noise_it_holds_within_five_percent_and_does_not_oscillate(lag: int) -> None:
+    setting = Setting(CONSTANT, lag)
+    assert mean_error(setting) < 0.05
+    assert np.mean([ringing(errors_of(thermostat(setting), setting, seed)[150:]) for seed in SEEDS]) < 0.5
+
+
+@pytest.mark.parametrize("lag", [0, 4])
+def test_it_follows_a_drift_that_swings_by_half(lag: int) -> None:
+    assert mean_error(Setting(CONSTANT._replace(swing=0.5), lag), orders=550) < 0.1
+
+
+@pytest.mark.parametrize("factors", [(0.25, 0.25), (0.25, 4.0), (4.0, 0.25), (4.0, 4.0), (1.0, 5.0), (3.0, 1 / 3)])
+def test_gains_wrong_fourfold_are_learnt(factors: tuple[float, float]) -> None:
+    for lag in (1, 8):
+        assert mean_error(Setting(CONSTANT, lag, *factors)) < 0.12
+
+
+@pytest.mark.parametrize("lag", [4, 8])
+def test_it_tracks_at_least_twice_as_closely_as_bang_bang_at_its_best(lag: int) -> None:
+    setting = Setting(CONSTANT, lag)
+
+    def tracking(make: Maker) -> float:
+        return float(np.mean([np.abs(errors_of(make(setting), setting, seed)[20:]).mean() for seed in SEEDS]))
+
+    assert tracking(thermostat) < 0.5 * min(map(tracking, CONTENDERS["bang_bang"].values()))
+
+
+def test_a_law_that_is_told_no_lag_where_there_is_one_is_worse() -> None:
+    setting = Setting(CONSTANT, 8)
+    assert mean_error(setting, told_lag=0) > 1.4 * mean_error(setting)
+    still = Setting(CONSTANT.still, 8)
+    assert overshoot(errors_of(thermostat(still, 0), still)) > 1.0 > overshoot(errors_of(thermostat(still), still))
+
+
+def test_a_bonus_that_did_nothing_for_a_while_leaves_no_debt() -> None:
+    law = ThermostatLaw(balance=Setting(CONSTANT, 1).balance, drift=Setting(CONSTANT, 1).drift, anchor=0.6)
+    plant, state = CONSTANT.still, initial_state(law)
+    log_entropy, push, course = math.log(plant.first), 0.0, []
+    for order in range(400):
+        course.append(log_entropy)
+        coefficient = state.coefficient
+        state = law_step(law, state, measured(order, math.exp(log_entropy)))
+        push = 0.9 * push + 0.1 * (0.0 if 100 <= order < 150 else coefficient)
+        log_entropy = plant.next_log(log_entropy, push, order)
+    errors = np.asarray(course) - math.log(read(law, state).target or math.nan)
+    assert errors[150] < -0.3  # it did fall away …
+    assert errors[150:].max() < 0.8  # … and came back, as far as a law without a belief would
+    assert abs(errors[-1]) < 0.03
+
+
+# ── what can go wrong ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_restart_from_a_checkpoint_goes_on_with_the_same_coefficients() -> None:
+    noise = np.random.default_rng(1).normal(0.0, 0.13, 60)
+    entropies = [0.13 * math.exp(value) for value in noise]
+    law = replace(THERMOSTAT, lag=4)
+    unbroken = fed(law, entropies)
+    state: LawState = msgspec.msgpack.decode(msgspec.msgpack.encode(unbroken[30]), type=LawState)
+    assert state == unbroken[30]
+    for step in range(30, 60):
+        state = law_step(law, state, measured(step, entropies[step]))
+        assert state == unbroken[step + 1]
+    # On the branch that a restored checkpoint begins, versions count on from its step.
+    branched = law_step(law, unbroken[30], measured(30, entropies[30], branch=1))
+    assert branched.coefficient == unbroken[31].coefficient
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+def test_a_bad_measurement_changes_nothing_but_a_counter(bad: float) -> None:
+    before = last(THERMOSTAT, [0.135] * 3 + [0.1] * 5)
+    after = law_step(THERMOSTAT, before, measured(8, bad))
+    assert after == replace(before, intake=replace(before.intake, frozen=1))
+
+
+def test_orders_whose_measurement_was_refused_are_remembered_with_their_coefficient() -> None:
+    law = replace(THERMOSTAT, lag=2)
+    before = last(law, [0.135] * 3 + [0.1] * 5)
+    late = law_step(law, law_step(law, before, measured(8, math.nan)), measured(9, 0.1))
+    assert isinstance(late, ThermostatState)
+    first, second = before.under_way
+    push = before.push
+    for coefficient in (first, second):
+        push = 0.9 * push + 0.1 * coefficient
+    assert late.push == pytest.approx(push)
+    assert late.under_way == (before.coefficient, before.coefficient)
+    far = law_step(law, before, measured(10**9, 0.1))  # does not count to a billion
+    assert isinstance(far, ThermostatState)
+    assert far.push == pytest.approx(before.coefficient, rel=1e-3)
+
+
+def test_the_brake_takes_the_bonus_away_when_entropy_explodes() -> None:
+    states = fed(THERMOSTAT, [0.135] * 3 + [0.09] * 5 + [0.3])
+    assert read(THERMOSTAT, states[-1]).brake
+    assert states[-1].coefficient == 0.0
+    released = law_step(THERMOSTAT, states[-1], measured(9, 0.09))
+    assert not read(THERMOSTAT, released).brake
+    assert released.coefficient > 0.0
+
+
+def test_the_brake_waits_until_the_law_has_engaged() -> None:
+    states = fed(THERMOSTAT, [0.135] * 3 + [0.3])
+    assert not read(THERMOSTAT, states[-1]).brake
+    assert states[-1].coefficient > 0.0
+
+
+def test_the_law_engages_in_the_end_though_entropy_never_came_near_its_target() -> None:
+    law = ThermostatLaw(balance=0.1, drift=0.05, anchor=0.5)  # 1/â = 20 orders
+    engaged = [state.engaged for state in fed(law, [0.2] * 30) if isinstance(state, ThermostatState)]
+    assert engaged.index(True) == 3 + 20  # the third order is the first that is controlled
+    assert all(engaged[23:])
+
+
+def test_a_policy_without_entropy_is_answered_with_the_ceiling_and_the_orders_there_are_counted() -> None:
+    states = fed(THERMOSTAT, [0.135] * 3 + [0.09] * 5 + [0.0] * 20)
+    assert states[-1].coefficient == pytest.approx(1.0)
+    at_ceiling = [state for state in states if state.coefficient == pytest.approx(1.0)]
+    assert read(THERMOSTAT, states[-1]).ceiling_orders == len(at_ceiling) >= 15
+    assert read(THERMOSTAT, law_step(THERMOSTAT, states[-1], measured(99, 12.0))).ceiling_orders == 0
+
+
+def test_the_optimizers_momentum_is_reckoned_with() -> None:
+    law = ThermostatLaw(balance=0.1, drift=0.02)
+    calm, eager = initial_state(law, momentum=0.95), initial_state(law, momentum=0.0)
+    for step, entropy in enumerate([0.1, 0.1, 0.1, 0.06, 0.06]):
+        calm, eager = (law_step(law, state, measured(step, entropy)) for state in (calm, eager))
+    # The pushes so far are still to come with much momentum, and done without.
+    assert isinstance(calm, ThermostatState)
+    assert isinstance(eager, ThermostatState)
+    assert calm.foreseen != pytest.approx(eager.foreseen, abs=0.02)
