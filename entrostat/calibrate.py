@@ -137,7 +137,13 @@ def examine(config: RunConfig, target: Path, trial: Trial, steps: int, confirm_s
         confirmation = calibration.confirmation(
             without[warm:], held[warm:], initial=initial, coefficient=balance.proposed
         )
-    return Findings(initial_entropy=initial, drift=drift, balance=balance, confirmation=confirmation)
+    return Findings(
+        initial_entropy=initial,
+        drift=drift,
+        noise=calibration.noise(without[warm:]),
+        balance=balance,
+        confirmation=confirmation,
+    )
 
 
 def trial_steps(config: RunConfig, steps: int | None, confirm_steps: int | None) -> tuple[int, int]:
@@ -189,7 +195,7 @@ def proposed(config: RunConfig, findings: Findings) -> str:
         EntrostatError: it would not.
     """
     law = proposal.thermostat(findings, config.entropy.law)
-    text = proposal.fragment(findings, law, config.run.name, config.learner.betas[0])
+    text = proposal.fragment(findings, law, config.run.name)
     try:
         read: LawSettings = msgspec.convert(tomllib.loads(text)["entropy"]["law"], LawSettings)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
@@ -235,7 +241,7 @@ def show(console: Console, config: RunConfig, findings: Findings) -> None:
     for column in ("", "proposed", "configured", "why"):
         table.add_column(column)
     configured = msgspec.to_builtins(config.entropy.law)
-    for what, value, why in proposal.reasons(findings, law, config.learner.betas[0]):
+    for what, value, why in proposal.reasons(findings, law):
         has = configured.get(what)
         table.add_row(what, value, "" if has is None else f"{has:g}", why)
     console.print(table)

@@ -23,7 +23,9 @@ Float64 = NDArray[np.float64]
 CONFIDENCE = 0.95
 FEWEST = 10  # batches, for any estimate
 SETTLING_STEPS = 5  # of one or two gradients, v̂ is so small in places that these would hold most of every sum
-DRIFT_FLOOR = 0.002  # per step: below, the thermostat's gain is at its bound whatever â is
+DRIFT_FLOOR = 0.005  # per step: a law told of less would push harder than any policy bears
+NOISE_FLOOR = 0.01  # of ln H: no batch of a policy that samples is surer
+SECOND_DIFFERENCE = 1 + 4 + 1  # variance of a second difference of independent noise, in units of its own
 MOST_CORRECTION = 4.0  # of ĉ, as a factor, by one confirmation
 ENOUGH = 0.5  # of the drift may be left, or turned round, at a ĉ that is confirmed
 EXPLOSION = 2.0  # times H_0
@@ -46,7 +48,9 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     """How the entropy moves without control."""
 
     slope: Estimate  # of ln H, per step
-    proposed: float  # â: −slope, or the floor where H does not fall distinguishably
+    proposed: (
+        float  # â: −slope; where H does not fall distinguishably, the steepest fall its interval holds, or the floor
+    )
 
     @property
     def falls(self) -> bool:
@@ -126,7 +130,21 @@ def slope(values: Float64) -> Estimate:
 def drift(values: Float64) -> Drift:
     """â of an uncontrolled run's entropies `[steps]`."""
     found = slope(values)
-    return Drift(slope=found, proposed=-found.value if found.high < 0.0 else DRIFT_FLOOR)
+    return Drift(slope=found, proposed=-found.value if found.high < 0.0 else max(-found.low, DRIFT_FLOOR))
+
+
+def noise(values: Float64) -> float:
+    """σ of one order's ln H about the policy's, from second differences: `σ² = mean (y_{t−1} − 2y_t + y_{t+1})² / 6`.
+
+    A drift that is constant does not count; batches of another mix of levels do, which the controller's thermometer
+    takes out, so that the law's own noise may be lower.
+
+    Args:
+        values: `[steps]` nats, at least ten.
+    """
+    _enough(len(values), "steps")
+    second = np.diff(np.log(np.maximum(values, RESOLUTION_NATS)), n=2)
+    return max(float(np.sqrt(np.mean(np.square(second)) / SECOND_DIFFERENCE)), NOISE_FLOOR)
 
 
 def balance(policy_pushes: Float64, bonus_pushes: Float64) -> Balance:

@@ -6,7 +6,6 @@ import msgspec
 
 from entrostat import toml
 from entrostat.calibration import DRIFT_FLOOR, ENOUGH, EXPLOSION, Balance, Confirmation, Drift, Estimate
-from entrostat.controller.thermostat import gains
 from entrostat.protocol.entropy_settings import (
     AnchoredLaw,
     BandLaw,
@@ -30,6 +29,7 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
 
     initial_entropy: float  # H_0, nats
     drift: Drift
+    noise: float  # of one order's ln H
     balance: Balance
     confirmation: Confirmation | None  # None: was not asked for
 
@@ -58,6 +58,7 @@ def thermostat(findings: Findings, law: LawSettings) -> ThermostatLaw:
         anchor=anchor(law, findings.initial_entropy),
         balance=_rounded(findings.coefficient),
         drift=_rounded(findings.drift.proposed),
+        noise=_rounded(findings.noise),
     )
 
 
@@ -91,8 +92,8 @@ def alternatives(law: ThermostatLaw, initial: float) -> dict[str, LawSettings]:
     }
 
 
-def reasons(findings: Findings, law: ThermostatLaw, momentum: float) -> Iterator[Reason]:
-    """Each number with its reason; `momentum` is the optimizer's β1."""
+def reasons(findings: Findings, law: ThermostatLaw) -> Iterator[Reason]:
+    """Each number with its reason."""
     initial, box = findings.initial_entropy, (law.floor_ratio * law.balance, law.ceiling_ratio * law.balance)
     yield "H_0", f"{initial:.4g} nats", f"the token mean of the first {law.anchor_orders} orders, before control acts"
     yield (
@@ -108,14 +109,19 @@ def reasons(findings: Findings, law: ThermostatLaw, momentum: float) -> Iterator
         f"{box[0]:.3g} … {box[1]:.3g}",
         f"{law.floor_ratio:g} and {law.ceiling_ratio:g} times the balance: beyond, more is wrong than the drift",
     )
-    proportional, integral = gains(drift=law.drift, lag=law.lag, momentum=momentum)
-    yield "gains", f"{proportional:.3g}, {integral:.3g}", "Kp and Ki, as the law makes them of drift, lag and momentum"
+    yield "noise", f"{law.noise:g}", "standard deviation of one order's ln H about its course, by second differences"
+    yield (
+        "pace",
+        f"{law.pace:g}",
+        f"of a foreseen error closed by one order, as in the configuration: with the drift a gain of "
+        f"{law.pace / law.drift:.3g}",
+    )
 
 
-def fragment(findings: Findings, law: ThermostatLaw, name: str, momentum: float) -> str:
+def fragment(findings: Findings, law: ThermostatLaw, name: str) -> str:
     """The proposal as TOML to put in place of [entropy.law]: reasons as comments, other laws commented out."""
     lines = [f"{MARK} for the policy and tasks of {name}: put it in place of [entropy.law].", "#"]
-    for what, value, why in reasons(findings, law, momentum):
+    for what, value, why in reasons(findings, law):
         lines += _wrapped(f"{what} = {value}: {why}")
     lines += ["", *_table(law)]
     for why, other in alternatives(law, findings.initial_entropy).items():
@@ -154,10 +160,13 @@ def _balance(findings: Findings) -> Iterator[str]:
 def _drift(found: Drift) -> str:
     if found.falls:
         return f"without control ln H falls by this per step ({_interval(found.slope, -1.0)})"
-    how = "rises" if found.slope.low > 0.0 else "does not fall distinguishably"
+    if found.slope.low > 0.0:
+        how, why = "rises", f"{DRIFT_FLOOR:g} is a floor"
+    else:
+        how, why = "does not fall distinguishably", "this is the steepest fall not ruled out, or a floor"
     return (
-        f"without control ln H {how} ({_slope(found.slope)}): {DRIFT_FLOOR:g} is a floor, below which the law's gain "
-        "is at its bound whatever the drift; calibrate again with more --steps"
+        f"without control ln H {how} ({_slope(found.slope)}): {why}, as a drift set too small makes the law push too "
+        "hard; calibrate again with more --steps"
     )
 
 

@@ -103,11 +103,27 @@ def test_a_falling_curve_gives_its_drift() -> None:
     assert found.proposed == pytest.approx(DRIFT, rel=0.15)
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.02])
-def test_a_curve_that_does_not_fall_gives_the_floor(slope: float) -> None:
-    found = calibration.drift(curve(slope, noise=0.05))
-    assert not found.falls
-    assert found.proposed == DRIFT_FLOOR
+def test_a_curve_that_does_not_fall_gives_what_its_interval_allows_or_the_floor() -> None:
+    rises = calibration.drift(curve(0.02, noise=0.05))
+    assert not rises.falls
+    assert rises.proposed == DRIFT_FLOOR
+    unclear = calibration.drift(curve(0.0, noise=0.4))
+    assert not unclear.falls
+    assert unclear.proposed == -unclear.slope.low > DRIFT_FLOOR
+
+
+@pytest.mark.parametrize("slope", [-DRIFT, 0.0, 0.05])
+def test_the_noise_of_an_order_is_found_under_any_constant_drift(slope: float) -> None:
+    found = [calibration.noise(curve(slope, noise=0.13, seed=seed)) for seed in range(100)]
+    assert float(np.sqrt(np.mean(np.square(found)))) == pytest.approx(0.13, rel=0.05)
+
+
+def test_the_noise_is_that_of_second_differences_and_has_a_floor() -> None:
+    values = curve(-DRIFT, noise=0.1)
+    logs = [math.log(value) for value in values]
+    second = [logs[t - 1] - 2.0 * logs[t] + logs[t + 1] for t in range(1, len(logs) - 1)]
+    assert calibration.noise(values) == pytest.approx(math.sqrt(sum(d * d for d in second) / len(second) / 6.0))
+    assert calibration.noise(curve(-DRIFT)) == calibration.NOISE_FLOOR
 
 
 # ── the balance ──────────────────────────────────────────────────────────────────────────────────────────────────────
