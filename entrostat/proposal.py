@@ -62,8 +62,8 @@ def thermostat(findings: Findings, law: LawSettings) -> ThermostatLaw:
     )
 
 
-def alternatives(law: ThermostatLaw, initial: float) -> dict[str, LawSettings]:
-    """The published laws, scaled to the policy, each under the reason for its step.
+def alternatives(law: ThermostatLaw, initial: float) -> Iterator[tuple[str, LawSettings]]:
+    """The published laws, scaled to the policy, each after the reason for its step.
 
     `1/â` orders is the time in which the entropy falls by a factor e without control: in that time each law moves its
     coefficient by ĉ, for the error named.
@@ -84,12 +84,16 @@ def alternatives(law: ThermostatLaw, initial: float) -> dict[str, LawSettings]:
     )
     swung = BangBangLaw(target=_rounded(target), anchor=law.anchor, delta=_rounded(pace), ceiling=_rounded(ceiling))
     anchored = AnchoredLaw(anchor=law.anchor, rate=_rounded(pace / target), ceiling=_rounded(ceiling))
-    return {
+    yield (
         f"AEnt's band: ±{BAND_SHARE:.0%} of the target. Half a band's width outside of it, the coefficient moves by "
-        "its balance within 1/drift orders.": band,
-        "Skywork-OR1's bang-bang: delta = balance · drift, so that 1/drift orders make the balance.": swung,
-        "AER's integral: a whole target short, the coefficient moves by its balance within 1/drift orders.": anchored,
-    }
+        "its balance within 1/drift orders.",
+        band,
+    )
+    yield "Skywork-OR1's bang-bang: delta = balance · drift, so that 1/drift orders make the balance.", swung
+    yield (
+        "AER's integral: a whole target short, the coefficient moves by its balance within 1/drift orders.",
+        anchored,
+    )
 
 
 def reasons(findings: Findings, law: ThermostatLaw) -> Iterator[Reason]:
@@ -124,7 +128,7 @@ def fragment(findings: Findings, law: ThermostatLaw, name: str) -> str:
     for what, value, why in reasons(findings, law):
         lines += _wrapped(f"{what} = {value}: {why}")
     lines += ["", *_table(law)]
-    for why, other in alternatives(law, findings.initial_entropy).items():
+    for why, other in alternatives(law, findings.initial_entropy):
         lines += ["", *_wrapped(why), *(f"# {line}" for line in _table(other))]
     return "\n".join(lines) + "\n"
 
