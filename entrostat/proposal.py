@@ -147,7 +147,7 @@ def _balance(findings: Findings) -> Iterator[str]:
     if checked is None:
         yield "Not confirmed by a run at it."
         return
-    left = f"held, H moves by {_slope(checked.slope)}"
+    left = f"held, ln H moves by {_slope(checked.slope)}"
     removed = "" if checked.removed is None else f", {checked.removed:.0%} of the drift removed"
     far = f"; it rose to {checked.highest:.2g} H_0, more than {EXPLOSION:g}" if checked.exploded else ""
     yield f"At {checked.coefficient:.3g} {left}{removed}{far}."
