@@ -21,6 +21,7 @@ A first run:           entrostat train deploy/runs/quickstart.toml
 The same, other rate:  entrostat train deploy/runs/quickstart.toml --run runs/slow --set learner.lr=3e-5
 Go on after a stop:    entrostat train --resume runs/quickstart
 What a file would do:  entrostat explain deploy/runs/quickstart.toml
+For another policy:    entrostat calibrate deploy/runs/quickstart.toml
 """
 
 
@@ -72,6 +73,32 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--address", default="local", metavar="ADDRESS", help="a Ray cluster; default: start one here")
     _set_option(train)
     train.set_defaults(command=_train)
+
+    calibrate = commands.add_parser("calibrate", help="propose target, balance, drift and box by two short runs")
+    calibrate.add_argument("config", type=Path, metavar="CONFIG")
+    calibrate.add_argument(
+        "--steps", type=int, metavar="N", help="of the run without control; default: 30, after the warm-up of lr"
+    )
+    calibrate.add_argument(
+        "--confirm-steps",
+        type=int,
+        metavar="N",
+        help="of the run at what was found; default: 20, after the warm-up of lr; 0: none",
+    )
+    calibrate.add_argument(
+        "--write", type=Path, metavar="FILE", help="where the proposal goes; default: the screen, and proposal.toml"
+    )
+    calibrate.add_argument(
+        "--run", type=Path, metavar="DIR", help="where both runs go; default: runs/NAME-calibration, NAME from the TOML"
+    )
+    calibrate.add_argument(
+        "--keep-earlier", action="store_true", help="where that calibration exists, keep it under another name"
+    )
+    calibrate.add_argument(
+        "--address", default="local", metavar="ADDRESS", help="a Ray cluster; default: start one here"
+    )
+    _set_option(calibrate)
+    calibrate.set_defaults(command=_calibrate)
 
     evaluate = commands.add_parser("eval", help="score a model, or a run's newest checkpoint, on fixed unseen prompts")
     evaluate.add_argument("model", metavar="MODEL", help="a model's folder, a hub name, or a run directory")
@@ -143,6 +170,23 @@ def _train(chosen: argparse.Namespace) -> int:
         run=chosen.run,
         keep_earlier=chosen.keep_earlier,
         address=chosen.address,
+        began=began,
+    )
+
+
+def _calibrate(chosen: argparse.Namespace) -> int:
+    began = _command_given()
+    from entrostat import calibrate
+
+    return calibrate.begin(
+        chosen.config,
+        chosen.overrides,
+        run=chosen.run,
+        keep_earlier=chosen.keep_earlier,
+        address=chosen.address,
+        steps=chosen.steps,
+        confirm_steps=chosen.confirm_steps,
+        write=chosen.write,
         began=began,
     )
 

@@ -143,9 +143,31 @@ def _go(
     address: str,
     began: float,
 ) -> int:
+    log_to(directory.path, "driver")
+    summary = carry_out(config, directory, prompts, training, version, checkpoint, address=address, began=began)
+    from entrostat.report import write_report  # matplotlib is not needed to begin
+
+    page = write_report(directory.path)
+    print("\n".join(sentences(summary)))
+    print(f"report    {page}")
+    print(f"samples   entrostat samples {directory.path}")
+    return 0
+
+
+def carry_out(
+    config: RunConfig,
+    directory: RunDirectory,
+    prompts: PromptSet,
+    training: int,
+    version: PolicyVersion,
+    checkpoint: Path | None,
+    *,
+    address: str,
+    began: float,
+) -> Summary:
+    """A run from its stations' start to its summary; gives its directory back."""
     with contextlib.ExitStack() as closing:
         closing.callback(directory.close)
-        log_to(directory.path, "driver")
         opened = sinks.open_sinks(config.monitor.sinks, directory)
         for sink in opened:
             closing.callback(sink.close)
@@ -174,16 +196,9 @@ def _go(
             began=began,
         )
         try:
-            summary = run.train()
+            return run.train()
         except EntrostatError as error:
             log.error("the run ends: %s", error)
             if checkpoints.newest(directory.checkpoints) is not None and not isinstance(error, Interrupted):
                 screen.say(f"go on from its newest checkpoint with: entrostat train --resume {directory.path}")
             raise
-    from entrostat.report import write_report  # matplotlib is not needed to begin
-
-    page = write_report(directory.path)
-    print("\n".join(sentences(summary)))
-    print(f"report    {page}")
-    print(f"samples   entrostat samples {directory.path}")
-    return 0

@@ -40,6 +40,8 @@ class MetricsRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False)
     loss: float
     policy_loss: float
     kl_nats: float
+    policy_push: float | None = None  # where learner.measure_balance asks for it, see `BalanceReport`
+    bonus_push: float | None = None
     gradient_norm: float
     learning_rate: float
     clip_share: float
@@ -106,6 +108,8 @@ def metrics_row(
         loss=report.loss,
         policy_loss=report.policy_loss,
         kl_nats=report.kl_nats,
+        policy_push=None if report.balance is None else report.balance.policy_push,
+        bonus_push=None if report.balance is None else report.balance.bonus_push,
         gradient_norm=report.gradient_norm,
         learning_rate=report.learning_rate,
         clip_share=report.clip_share,
