@@ -42,7 +42,9 @@ BENCHMARK = "collapse"
 # What a run's result depends on besides its configuration.
 CODE = (
     "benchmarks/collapse_run.py",
+    "benchmarks/countdown/score.py",
     "benchmarks/loop.py",
+    "benchmarks/torch_engine.py",
     "controller/allocation.py",
     "controller/coefficient.py",
     "controller/difficulty.py",
@@ -99,6 +101,7 @@ def result_of(one: Cell) -> dict[str, Any]:
                 one.name, "benchmarks.trl_run", config, lambda asked, told: ["--config", asked, "--out", told]
             )
             found: dict[str, Any] = {"entropy": [step["entropy_nats"] for step in made["steps"]]}
+            found |= {"target": [config["entropy"]["target"]] * len(found["entropy"])}
             found |= {"reward": [step["reward"] for step in made["steps"]], "initial_entropy": None}
         else:
             found = own_process.run(one.name, "benchmarks.collapse_run", config, lambda asked, told: [asked, told])

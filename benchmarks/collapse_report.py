@@ -47,16 +47,23 @@ def scores(result: dict[str, Any], levels: Sequence[str], k: int) -> Float64:
     return pass_at_k(np.asarray(result["correct"], np.float64)[chosen], SAMPLES, k)
 
 
-def tracking(result: dict[str, Any], target: float) -> float:
-    """Mean over blocks of steps after the transient of `|mean(H̃)/H* − 1|`."""
-    kept = np.asarray(result["entropy"])[int(TRANSIENT * len(result["entropy"])) :]
+def ratios(task: Task, result: dict[str, Any]) -> Float64:
+    """`[steps]` H̃/H*: of a law without a target, over the one that the flagship holds on this task."""
+    usual = task.anchor * (result["initial_entropy"] or task.initial_entropy)
+    targets = result.get("target") or [None] * len(result["entropy"])
+    return np.array([h / (target or usual) for h, target in zip(result["entropy"], targets, strict=True)])
+
+
+def tracking(ratios: Float64) -> float:
+    """Mean over blocks of steps after the transient of `|mean(H̃/H*) − 1|`."""
+    kept = ratios[int(TRANSIENT * len(ratios)) :]
     blocks = kept[: len(kept) // BLOCK * BLOCK].reshape(-1, BLOCK).mean(axis=1)
-    return float(np.abs(blocks / target - 1.0).mean())
+    return float(np.abs(blocks - 1.0).mean())
 
 
-def held(result: dict[str, Any], target: float) -> float:
-    """`mean(H̃)/H*` after the transient."""
-    return float(np.mean(result["entropy"][int(TRANSIENT * len(result["entropy"])) :]) / target)
+def held(ratios: Float64) -> float:
+    """Mean H̃/H* after the transient."""
+    return float(ratios[int(TRANSIENT * len(ratios)) :].mean())
 
 
 def final_reward(result: dict[str, Any]) -> float:
@@ -77,11 +84,6 @@ def bootstrapped(values: Float64) -> tuple[float, float, float]:
     return float(values.mean()), float(low), float(high)
 
 
-def target_of(task: Task, result: dict[str, Any]) -> float:
-    """H* of the flagship on this task: what every row is held against, those without a target too."""
-    return task.anchor * (result["initial_entropy"] or task.initial_entropy)
-
-
 def methods_table(task: Task, results: Results) -> str:
     """Every row of a task."""
     header = ("method", "seeds", "reward", "pass@1", "pass@8", "harder pass@1", "harder pass@8", "H̃/H*", "error")
@@ -96,8 +98,8 @@ def methods_table(task: Task, results: Results) -> str:
             for levels in (task.trained, (task.harder,))
             for k in (1, 8)
         ]
-        columns.append(np.array([held(one, target_of(task, one)) for one in found]))
-        columns.append(np.array([tracking(one, target_of(task, one)) for one in found]))
+        columns.append(np.array([held(ratios(task, one)) for one in found]))
+        columns.append(np.array([tracking(ratios(task, one)) for one in found]))
         lines.append((row.title, str(len(found)), *(_shown(column) for column in columns)))
     return table(header, lines)
 
@@ -158,8 +160,8 @@ def tracking_table(task: Task, results: Results) -> str:
     for row in tracking_rows(task):
         found = [result for one, result in results.items() if one.task.name == task.name and one.row.name == row.name]
         if found:
-            errors = np.array([tracking(one, target_of(task, one)) for one in found])
-            held_at = np.array([held(one, target_of(task, one)) for one in found])
+            errors = np.array([tracking(ratios(task, one)) for one in found])
+            held_at = np.array([held(ratios(task, one)) for one in found])
             lines.append((row.title, str(row.lag), str(len(found)), _shown(errors), _shown(held_at)))
     return table(("law", "lag", "seeds", "error", "H̃/H*"), lines) if lines else ""
 
@@ -179,12 +181,12 @@ def draw(task: Task, results: Results, path: Path) -> None:
         colour = f"C{index % 10}"
         bold = row.name in PAIRED
         style: dict[str, Any] = {"color": colour, "lw": 2.0 if bold else 0.9, "label": row.title}
-        ratio = np.mean([np.asarray(one["entropy"]) / target_of(task, one) for one in found], axis=0)
+        ratio = np.mean([ratios(task, one) for one in found], axis=0)
         entropy.plot(_smooth(ratio), **style)
         reward.plot(_smooth(np.mean([one["reward"] for one in found], axis=0)), **style)
         for one in found:
             frontier.plot(
-                held(one, target_of(task, one)), scores(one, task.trained, 1).mean(), "o" if bold else ".", color=colour
+                held(ratios(task, one)), scores(one, task.trained, 1).mean(), "o" if bold else ".", color=colour
             )
     entropy.axhline(1.0, color="black", lw=0.8, ls=":")
     entropy.set(xlabel="optimizer step", ylabel="H̃ / H*", title=f"{task.name}: entropy over the flagship's target")

@@ -31,8 +31,8 @@ class RunResult(TypedDict):
     entropy: list[float]  # of the bonus, before each step, nats
     coefficient: list[float]
     reward: list[float]
+    target: list[float | None]  # nats; None for a law without one, and before it is known
     initial_entropy: float | None  # H_0 as the law knows it, nats
-    target: float | None  # nats
     levels: list[str]  # [prompts]
     correct: list[int]  # [prompts] of `samples`
 
@@ -51,15 +51,15 @@ def run(request: RunRequest) -> RunResult:
         try:
             steps = list(loop.train(config.run.steps))
             scores = loop.evaluate(request["samples"], request["seed"]) if request["samples"] else None
-            law = loop.reading
+            initial = loop.reading.initial_entropy
         finally:
             loop.close()
     return RunResult(
         entropy=[_short(step.entropy) for step in steps],
         coefficient=[_short(step.coefficient) for step in steps],
         reward=[_short(step.reward) for step in steps],
-        initial_entropy=law.initial_entropy,
-        target=law.target,
+        target=[None if step.target is None else _short(step.target) for step in steps],
+        initial_entropy=initial,
         levels=list(scores.levels) if scores else [],
         correct=list(scores.correct) if scores else [],
     )

@@ -42,6 +42,7 @@ from entrostat.protocol.messages import (
 from entrostat.protocol.metrics import Metric
 
 IDLE_TURNS = 10_000  # rounds without an order after which the loop is stuck
+TICK_SECONDS = 0.02
 REMEMBERED_VERDICTS = 1 << 18
 
 
@@ -54,7 +55,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
     entropy: float  # what the law was to hold: the bonus estimator's, nats
     coefficient: float
-    target: float | None  # nats
+    target: float | None  # H* it was held against, nats
     reward: float  # mean over the samples of the order
 
 
@@ -122,9 +123,9 @@ class Stations:
     observe = set
 
     def clock(self) -> float:
-        """Milliseconds of a clock that is read: long enough for every pulse, too short for any deadline."""
+        """A clock that is read: each time soon enough for any deadline, and late enough for the next pulse."""
         self._turns += 1
-        return self._turns * 1e-3
+        return self._turns * TICK_SECONDS
 
     def apply(self, event: Any) -> tuple[Any, ...]:
         """Passes an event to the controller and forgets the groups it discards."""
@@ -181,14 +182,13 @@ class Loop:
             order = self._next_order()
             groups = [self._stations.groups.pop(group.lease_id) for group in order.groups]
             outcome = self._trainer.train(order, groups, wait=0.0, fetch=0.0)
-            target = self._stations.controller.reading.target
             reward = sum(verdict.reward for group in groups for verdict in group.verdicts)
             self._stations.apply(StepReported(report=self._heard(outcome.report), at=self._stations.clock()))
             self._publish(outcome.manifest)
             yield Step(
                 entropy=outcome.report.clamped_entropy,
                 coefficient=order.coefficient,
-                target=target,
+                target=self.reading.target,
                 reward=reward / sum(len(group.verdicts) for group in groups),
             )
 

@@ -71,7 +71,8 @@ class TorchEngine:
         chosen = alike[: max(ROWS // first.samples, 1)]
         names = {request.id for request in chosen}
         self._queue = [request for request in self._queue if request.id not in names]
-        return self._draw(chosen)
+        with torch.no_grad():
+            return self._draw(chosen)
 
     def load(self, manifest: WeightsManifest) -> None:
         """Takes the learner's weights for this version."""
@@ -84,7 +85,6 @@ class TorchEngine:
     def close(self) -> None:
         """Nothing to free."""
 
-    @torch.no_grad()
     def _draw(self, requests: Sequence[SampleRequest]) -> list[Completion]:
         count, temperature, limit = requests[0].samples, requests[0].temperature, requests[0].max_tokens
         logits, mask, cache = self._read([request.prompt_tokens for request in requests])

@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.collapse_report import Cell, bootstrapped, differences_table, held, methods_table, pass_at_k, tracking
+from benchmarks.collapse_report import (
+    Cell,
+    bootstrapped,
+    differences_table,
+    held,
+    methods_table,
+    pass_at_k,
+    ratios,
+    tracking,
+)
 from benchmarks.collapse_rows import SAMPLES, TASKS, rows
 
 TASK = TASKS["countdown"]
@@ -38,11 +47,17 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample() -> None:
 
 
 def test_tracking_sees_a_slow_swing_and_forgives_noise_within_a_block() -> None:
-    swing = {"entropy": [*[9.0] * 40, *[1.2] * 30, *[0.8] * 30]}
-    noise = {"entropy": [*[9.0] * 40, *[1.2, 0.8] * 30]}
-    assert tracking(swing, 1.0) == pytest.approx(0.2)
-    assert tracking(noise, 1.0) == pytest.approx(0.0, abs=1e-12)
-    assert held(swing, 0.5) == pytest.approx(2.0)
+    swing = np.array([*[9.0] * 40, *[1.2] * 30, *[0.8] * 30])
+    noise = np.array([*[9.0] * 40, *[1.2, 0.8] * 30])
+    assert tracking(swing) == pytest.approx(0.2)
+    assert tracking(noise) == pytest.approx(0.0, abs=1e-12)
+    assert held(swing) == pytest.approx(1.0)
+
+
+def test_entropy_is_held_against_the_law_s_own_target_or_the_flagship_s() -> None:
+    run = a_run(1) | {"target": [None] * 50 + [0.1] * 50}
+    assert ratios(TASK, run)[:50] == pytest.approx(0.2 / (TASK.anchor * 0.4))
+    assert ratios(TASK, run)[50:] == pytest.approx(2.0)
 
 
 def test_the_interval_resamples_seeds_and_prompts() -> None:
