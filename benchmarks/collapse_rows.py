@@ -102,7 +102,11 @@ def rows(task: Task) -> tuple[Row, ...]:
         Row(
             name="clip_higher",
             title="no control, clip-higher 0.28, 2 minibatches",
-            overrides=(_law("fixed", coefficient=0.0), "learner.loss.clip_high=0.28", "learner.minibatches=2"),
+            overrides=(
+                _law("fixed", coefficient=0.0),
+                'learner.loss={kind="ppo_clip", clip_high=0.28}',
+                "learner.minibatches=2",
+            ),
         ),
         Row(
             name="clip_even",
