@@ -16,7 +16,7 @@ from entrostat.controller.response import Calibration, Response, correct, first_
 from entrostat.protocol.entropy_settings import ThermostatLaw
 from entrostat.protocol.messages import PolicyVersion
 
-LARGEST_ERROR = 0.25  # of f, that is answered: several times its balance makes a policy's entropy explode
+LARGEST_ERROR = 0.25  # of −f, that is answered: several times its balance makes a policy's entropy explode
 ENGAGE_BELOW = 0.25  # of the believed x: near enough to the target for the brake to mean something
 BRAKE_ABOVE = math.log(1.5)  # of x, or …
 BRAKE_MARGIN = 0.1  # … this far above the initial entropy
@@ -47,6 +47,7 @@ def thermostat_step(law: ThermostatLaw, state: ThermostatState, entropy: float, 
 
     `x = ln(H̃/H*)` · x̂, A, G: believed after it · `f = x̂ + Σ_under way â(e^G·m/ĉ − A) + β1/(1 − β1)·â(e^G·m/ĉ − A)` ·
     `α = ĉ·clip(e^−G·(A − κ·f/â), box)`, κ `law.pace`: it is `ĉ·e^I·(1 − Kp·f)` with `I = ln A − G`, `Kp = κ/(âA)`.
+    An f below −0.25 counts as −0.25.
 
     f answers each coefficient at once and in full, `f ← f + â(e^G·α/ĉ − A)`: whatever the lag, it closes by the share κ
     an order. While the target falls by φ an order, f counts its fall over the lag and α leaves φ of the drift to it:
@@ -60,7 +61,7 @@ def thermostat_step(law: ThermostatLaw, state: ThermostatState, entropy: float, 
     believed = first_response(x, calibration) if state.response is None else correct(state.response, x, calibration)
     fall = math.log(share / anchor(law, state.steps + 1))  # of ln H*, in the order to come
     foreseen = _foreseen(state, believed, calibration) + fall * law.lag
-    error = min(max(foreseen, -LARGEST_ERROR), LARGEST_ERROR)
+    error = max(foreseen, -LARGEST_ERROR)
     wanted = math.exp(-believed.gain) * (believed.drift - (fall + law.pace * error) / state.drift)
     engaged = state.engaged or believed.level < ENGAGE_BELOW or state.steps >= 1.0 / state.drift
     brake = engaged and x > max(BRAKE_ABOVE, BRAKE_MARGIN - math.log(share))

@@ -6,10 +6,10 @@ A problem gives numbers and a target; the answer is an expression that uses each
     <answer>4*6+2</answer>
 
 The policy first learns the game, and is then given a habit: expressions drawn without regard to the target, nearly
-always of + and − alone. A small share of these is shown with the target they have. So it is rarely right, and what is
-missing is exploration: half of the problems need a product, which it hardly ever writes.
+always of + and − alone. So it is rarely right, and what is missing is exploration: three in five problems need a
+product, which it hardly ever writes, though it has learnt how.
 
-    python -m benchmarks.countdown.make_policy            # writes benchmarks/countdown/policy, about 4 minutes
+    python -m benchmarks.countdown.make_policy            # writes benchmarks/countdown/policy, about 5 minutes
     python -m benchmarks.countdown.make_policy --measure  # only measures the policy that is there
 """
 
@@ -21,16 +21,14 @@ import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from math import cos, pi
 from pathlib import Path
 
 import torch
 from reasoning_gym.games.countdown import QUESTION_FORMAT_TEMPLATE, CountdownConfig, CountdownDataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from examples.starter.make_starter import CONTEXT, EOS, IGNORED, PAD, UNKNOWN, make_model, padded, write_policy
+from examples.starter.make_starter import CONTEXT, EOS, PAD, UNKNOWN, make_model, padded, teach, write_policy
 
 log = logging.getLogger("make_policy")
 
@@ -49,7 +47,7 @@ class Lesson:
 
 
 SKILL = Lesson(steps=1200, peak_rate=3e-3, operators={"+": 1.0, "-": 1.0, "*": 1.0}, honest=1.0)
-HABIT = Lesson(steps=150, peak_rate=5e-4, operators={"+": 0.49, "-": 0.49, "*": 0.02}, honest=0.1)
+HABIT = Lesson(steps=80, peak_rate=3e-4, operators={"+": 0.47, "-": 0.47, "*": 0.06}, honest=0.0)
 TEMPLATES: tuple[str, ...] = tuple(
     QUESTION_FORMAT_TEMPLATE.format(question=template)
     for template in CountdownDataset(CountdownConfig(seed=0, size=1))._prompt_templates  # the library's own wording
@@ -129,25 +127,6 @@ def batches(tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> Iterator[tupl
         yield padded(list(zip(prompts, responses, strict=True)), tokenizer.pad_token_id)
 
 
-def teach(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> None:
-    """AdamW under a short warm-up and a cosine to zero."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lesson.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    warm_up = lesson.steps // 20
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * cos(pi * step / lesson.steps))
-    )
-    for step, (ids, labels) in enumerate(batches(tokenizer, lesson)):
-        logits = model(ids, use_cache=False).logits
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 0 or step == lesson.steps - 1:
-            log.info("step %d of %d: loss %.4f nats per token", step, lesson.steps, loss.item())
-
-
 def measure(folder: Path, numbers: int, prompts: int, samples: int) -> tuple[float, float]:
     """pass@1 and pass@`samples` at temperature 1, on problems of reasoning-gym's own."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -195,10 +174,7 @@ def main() -> None:
         tokenizer = make_tokenizer()
         model = make_model(tokenizer)
         for lesson in (SKILL, HABIT):
-            teach(model, tokenizer, lesson)
-            write_policy(model, tokenizer, arguments.folder)
-            for numbers in (3, 4):
-                log.info("after: %s", measure(arguments.folder, numbers, prompts=40, samples=16))
+            teach(model, batches(tokenizer, lesson), lesson.steps, lesson.peak_rate)
         write_policy(model, tokenizer, arguments.folder)
     for numbers in (3, 4):
         once, many = measure(arguments.folder, numbers, prompts=60, samples=64)

@@ -18,7 +18,7 @@ import logging
 import random
 import shutil
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
@@ -167,15 +167,17 @@ def padded(pairs: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Te
     return ids, labels
 
 
-def teach(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> None:
-    """AdamW under a short warm-up and a cosine to zero."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lesson.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    warm_up = lesson.steps // 20
+def teach(
+    model: Qwen3ForCausalLM, problems: Iterable[tuple[torch.Tensor, torch.Tensor]], steps: int, peak_rate: float
+) -> None:
+    """AdamW under a short warm-up and a cosine to zero, on so many batches of token ids and labels."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    warm_up = steps // 20
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * cos(pi * step / lesson.steps))
+        optimizer, lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * cos(pi * step / steps))
     )
     model.train()
-    for step, (ids, labels) in enumerate(batches(tokenizer, lesson)):
+    for step, (ids, labels) in enumerate(problems):
         logits = model(ids, use_cache=False).logits
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
         optimizer.zero_grad(set_to_none=True)
@@ -183,8 +185,8 @@ def teach(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, lesson: L
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 50 == 0 or step == lesson.steps - 1:
-            log.info("step %d of %d: loss %.4f nats per token", step, lesson.steps, loss.item())
+        if step % 50 == 0 or step == steps - 1:
+            log.info("step %d of %d: loss %.4f nats per token", step, steps, loss.item())
 
 
 def write_policy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -255,7 +257,7 @@ def main() -> None:
         model = make_model(tokenizer)
         log.info("%d parameters", sum(parameter.numel() for parameter in model.parameters()))
         for lesson in (CLEAN, NOISY):
-            teach(model, tokenizer, lesson)
+            teach(model, batches(tokenizer, lesson), lesson.steps, lesson.peak_rate)
         write_policy(model, tokenizer, arguments.folder)
     for terms in (3, 4, 5, 6):
         once, eight = measure(arguments.folder, terms, prompts=256, samples=8)

@@ -81,7 +81,7 @@ class ThermostatByTheBook:
             push = BETA1 * push + (1 - BETA1) * coefficient
             level += increment(belief, push / law.balance, self.calibration)
         self.engaged = self.engaged or belief.level < 0.25 or len(self.levels) - 1 >= 1 / law.drift
-        wanted = balance * (1 - law.pace / (law.drift * belief.drift) * sorted((-0.25, level, 0.25))[1])
+        wanted = balance * (1 - law.pace / (law.drift * belief.drift) * max(-0.25, level))
         alpha = sorted((law.balance * law.floor_ratio, wanted, law.balance * law.ceiling_ratio))[1]
         if self.engaged and x > max(math.log(1.5), math.log(1 / law.anchor) + 0.1):
             alpha = 0.0
