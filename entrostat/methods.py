@@ -94,6 +94,7 @@ def _law(law: LawSettings) -> str:
             return (
                 f"thermostat: measures H_0 over {law.anchor_orders} steps without a bonus, then holds "
                 f"{law.anchor:g} · H_0 with a coefficient around {law.balance:g}, within {low:g} … {high:g}"
+                + _release(law)
             )
         case BangBangLaw():
             return (
@@ -116,6 +117,13 @@ def _law(law: LawSettings) -> str:
                 f"scaled by 1 ± clip({law.proportional:g} × e + {law.integral:g} × its sum, −1, 1), e = H − "
                 f"{_target(law)}"
             )
+
+
+def _release(law: ThermostatLaw) -> str:
+    if not law.release_after:
+        return ""
+    first, last = law.anchor_orders + law.release_after, law.anchor_orders + law.release_after + law.release_orders
+    return f"; from step {first} to {last} the target falls to {law.final_anchor:g} · H_0"
 
 
 def _target(law: BangBangLaw | PiLaw | QuadraticLaw | SampleBalanceLaw) -> str:

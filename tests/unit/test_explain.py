@@ -46,6 +46,13 @@ def test_a_trial_run_too_short_for_its_settings_is_allowed_and_says_so(quickstar
     assert "measure H_0: in" not in explain(load(quickstart))
 
 
+def test_a_release_is_said_with_the_steps_it_takes(quickstart: Path) -> None:
+    settings = ["entropy.law.release_after=60", "entropy.law.release_orders=30"]
+    said = " ".join(explain(load(quickstart, settings)).split())
+    assert "from step 63 to 93 the target falls to 0.2 · H_0" in said
+    assert "the target falls" not in explain(load(quickstart))
+
+
 def test_too_few_groups_in_flight_are_worth_knowing(quickstart: Path) -> None:
     assert "4 rounds a step" in explain(load(quickstart, ["rollout.groups_in_flight=8"]))
     assert "rounds a step" not in explain(load(quickstart, ["rollout.groups_in_flight=32"]))
