@@ -30,6 +30,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     initial_entropy: float  # nats, of the starting policy: for the laws whose targets are nats
     balance: float  # ĉ
     drift: float  # â
+    release: tuple[int, int, float]  # of the flagship's target: after so many orders, over so many, to this anchor
     fixed: float  # the best constant coefficient
     delta: float  # of bang-bang
 
@@ -52,7 +53,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 def rows(task: Task) -> tuple[Row, ...]:
     """The methods, then the flagship's ablations, then other ways to keep entropy."""
-    flagship = _law("thermostat", anchor=task.anchor, balance=task.balance, drift=task.drift)
+    held = _law("thermostat", anchor=task.anchor, balance=task.balance, drift=task.drift)
+    after, orders, final = task.release
+    released = {"release_after": after, "release_orders": orders, "final_anchor": final}
+    flagship = _law("thermostat", anchor=task.anchor, balance=task.balance, drift=task.drift, **released)
     band = _law(
         "band",
         initial=task.balance,
@@ -87,6 +91,7 @@ def rows(task: Task) -> tuple[Row, ...]:
             ),
         ),
         Row(name="flagship", title="thermostat (flagship)", overrides=(flagship,)),
+        Row(name="held", title="flagship, never released", overrides=(held,)),
         Row(name="without_difficulty", title="flagship, uniform weights", overrides=(flagship, *PLAIN)),
         Row(name="without_clamp", title="flagship, full entropy", overrides=(flagship, FULL)),
         Row(
@@ -163,9 +168,10 @@ TASKS = {
         trained=("3 terms", "4 terms", "5 terms"),
         harder="6 terms",
         anchor=0.6,
-        initial_entropy=0.23,
+        initial_entropy=0.225,
         balance=0.06,
         drift=0.03,
+        release=(55, 35, 0.3),
         fixed=0.1,
         delta=0.01,
     ),
@@ -173,14 +179,15 @@ TASKS = {
         name="countdown",
         toml="benchmarks/countdown/countdown.toml",
         overrides=(),
-        steps=200,
+        steps=320,
         trained=("3 numbers",),
         harder="4 numbers",
-        anchor=0.5,
-        initial_entropy=0.45,
-        balance=0.02,
-        drift=0.02,
-        fixed=0.02,
+        anchor=0.7,
+        initial_entropy=0.445,
+        balance=0.05,
+        drift=0.015,
+        release=(200, 110, 0.35),
+        fixed=0.03,
         delta=0.005,
     ),
 }
