@@ -5,12 +5,11 @@ the same commands, so that recovery is replay and a bug report is a list of even
 """
 
 import logging
-import math
 from collections.abc import Sequence
 
 import msgspec
 
-from entrostat.controller.coefficient import LawState, Reading, initial_state, law_step, read
+from entrostat.controller.coefficient import LawState, Reading
 from entrostat.controller.difficulty import DifficultySnapshot, DifficultyTable
 from entrostat.controller.events import (
     Command,
@@ -29,15 +28,9 @@ from entrostat.controller.leases import LeaseBook, lease_rules
 from entrostat.controller.orders import make_order
 from entrostat.controller.prompts import PromptOrder, PromptPosition
 from entrostat.controller.signals import silent
+from entrostat.controller.steering import Steering
 from entrostat.controller.summary import OrderSummary, summarise
-from entrostat.controller.thermometer import (
-    AnchorMix,
-    Estimator,
-    bonus_estimator,
-    completed_tokens,
-    driving_estimator,
-    measure,
-)
+from entrostat.controller.thermometer import AnchorMix, completed_tokens
 from entrostat.protocol.errors import CheckpointDamaged, TaskError
 from entrostat.protocol.messages import (
     ControllerView,
@@ -106,10 +99,7 @@ class Controller:
             raise TaskError("the controller was given no prompts; expected at least one training prompt")
         self._settings = settings
         self._version = PolicyVersion(branch=branch, step=step)
-        self._law = initial_state(settings.entropy.law, momentum=settings.learner.betas[0])
-        self._driving: Estimator = driving_estimator(settings.entropy)
-        self._mix = AnchorMix()
-        self._measured = math.nan
+        self.steering = Steering(settings.entropy, momentum=settings.learner.betas[0])
         self._difficulty = DifficultyTable(levels, settings.entropy.weight)
         prompts = PromptOrder(
             len(levels), settings.seed, shuffle=settings.batch.shuffle, levels=self._difficulty.level_numbers
@@ -168,17 +158,7 @@ class Controller:
     @property
     def reading(self) -> Reading:
         """What the law says now."""
-        return read(self._settings.entropy.law, self._law)
-
-    @property
-    def measured_entropy(self) -> float:
-        """What the law was told last, nats; NaN before the first time."""
-        return self._measured
-
-    @property
-    def bonus_estimator(self) -> Estimator:
-        """Which entropy the bonus is on."""
-        return bonus_estimator(self._settings.entropy)
+        return self.steering.reading
 
     @property
     def counts(self) -> LeaseCounts:
@@ -213,7 +193,7 @@ class Controller:
             version=self._version,
             coefficient=law.coefficient,
             sample_balance=law.sample_balance,
-            measured=self._driving,
+            measured=self.steering.driving_estimator,
             target=law.target,
             low=law.low,
             high=law.high,
@@ -238,8 +218,8 @@ class Controller:
         """All that a later branch needs to go on from here."""
         return ControllerSnapshot(
             version=self._version,
-            law=self._law,
-            mix=self._mix,
+            law=self.steering.law,
+            mix=self.steering.mix,
             difficulty=self._difficulty.snapshot(),
             position=self._book.position(),
             next_lease=self._book.next_number,
@@ -256,12 +236,7 @@ class Controller:
                 f"the controller's snapshot is of version {snapshot.version}; expected step {self._version.step} of a "
                 f"branch before {self._version.branch}: resume from a checkpoint whose files belong together"
             )
-        if type(snapshot.law) is not type(self._law):
-            raise CheckpointDamaged(
-                f"the controller's snapshot holds a {type(snapshot.law).__name__}; the run's law needs a "
-                f"{type(self._law).__name__}: resume with the law the run was started with"
-            )
-        self._law, self._mix = snapshot.law, snapshot.mix
+        self.steering.restore(snapshot.law, snapshot.mix)
         self._difficulty.restore(snapshot.difficulty)
         prompts.restore(snapshot.position)
 
@@ -337,25 +312,12 @@ class Controller:
         made = PolicyVersion(branch=self._version.branch, step=self._version.step + 1)
         if self._order is None or report.measured != self._version or report.version != made:
             return ()
-        self._step_law(report)
+        self.steering.tell(report, self._completed)
         self._left_out = self._left_out[len(self._told) :]
         self._count_fillers()
         self._order = None
         self._version = made
         return _discard(self._book.train())
-
-    def _step_law(self, report: StepReport) -> None:
-        before = self._law.intake
-        measurement, mix = measure(
-            report,
-            self._driving,
-            mix=self._mix,
-            completed=self._completed,
-            anchoring=before.initial_entropy is None,
-        )
-        self._law = law_step(self._settings.entropy.law, self._law, measurement)
-        if self._law.intake.accepted > before.accepted:
-            self._mix, self._measured = mix, measurement.entropy
 
     def _count_fillers(self) -> None:
         """Counts groups without a signal in a batch that was trained in spite of a filter; says so now and then."""

@@ -14,7 +14,7 @@ class Telemetry:
 
     def __init__(self, exporter: metrics.Exporter, controller: Controller) -> None:
         self._exporter, self._controller = exporter, controller
-        self._bonus = controller.bonus_estimator
+        self._bonus = controller.steering.bonus_estimator
         self._counts = controller.counts  # a restored run's earlier leases are another process's series
         self._late = controller.late_reports
         self._fenced = controller.fenced_pulses
@@ -52,7 +52,7 @@ class Telemetry:
         self._exporter.set(metrics.ENTROPY, report.entropy, estimator="full")
         if self._bonus != "full":
             self._exporter.set(metrics.ENTROPY, report.clamped_entropy, estimator=self._bonus)
-        self._exporter.set(metrics.MEASURED, self._controller.measured_entropy, estimator=view.measured)
+        self._exporter.set(metrics.MEASURED, self._controller.steering.measured_entropy, estimator=view.measured)
         self._exporter.set(metrics.SAMPLE_BALANCE, view.sample_balance)
         filled_up = self._controller.filled_up
         self._exporter.add(metrics.FILLED_UP, filled_up - self._filled_up)

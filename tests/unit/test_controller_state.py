@@ -178,7 +178,7 @@ def test_the_run_says_which_entropy_drives_the_law(
     s = Scene(Controller(replace(run, entropy=replace(run.entropy, measured=measured)), ["a"] * 10))
     s.step(entropy=0.3, clamped=0.2, sampled=0.4)
     assert s.controller.view().measured == name
-    assert s.controller.measured_entropy == expected
+    assert s.controller.steering.measured_entropy == expected
 
 
 def test_batches_of_another_mix_of_levels_do_not_move_the_law() -> None:
@@ -186,7 +186,7 @@ def test_batches_of_another_mix_of_levels_do_not_move_the_law() -> None:
     told = []
     for easy, hard in ((12, 12), (23, 1), (1, 23), (20, 4), (24, 0)):
         s.step(clamped=(0.1 * easy + 0.5 * hard) / 24, levels=mixed(easy, hard))
-        told.append(s.controller.measured_entropy)
+        told.append(s.controller.steering.measured_entropy)
     # An order has a group of each level, with as many tokens each; the last one's report has but one.
     assert told == pytest.approx([0.3] * 4 + [0.1])
     assert s.controller.view().initial_entropy == pytest.approx(0.3)
@@ -217,7 +217,7 @@ def test_a_measurement_that_is_refused_leaves_the_mix_alone() -> None:
     before = s.controller.snapshot().mix
     s.step(clamped=math.nan, levels=mixed(12, 12, h=(0.1, math.nan)))
     assert s.controller.snapshot().mix == before
-    assert s.controller.measured_entropy == pytest.approx(0.3)
+    assert s.controller.steering.measured_entropy == pytest.approx(0.3)
     s.step(clamped=0.3, levels=mixed(12, 12))
     assert s.controller.snapshot().mix != before
 
