@@ -58,7 +58,7 @@ CODE = (
     "learner/terms.py",
     "learner/update.py",
 )
-TRL_CODE = ("benchmarks/trl_run.py",)
+TRL_CODE = ("benchmarks/trl_request.py", "benchmarks/trl_run.py")
 
 
 def request(one: Cell) -> RunRequest:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import trl_environment, trl_run
+from benchmarks.trl_request import TrlConfig, TrlResult
 from entrostat.actors.tasks.load import load_prompts
 from entrostat.actors.tokenizer import HuggingFaceTokenizer
 from entrostat.protocol.errors import NumericsError, ResourceError
@@ -38,8 +39,8 @@ def raw(**changes: Any) -> dict[str, Any]:
     return {**given, **changes}
 
 
-def config(**changes: Any) -> trl_run.TrlConfig:
-    return msgspec.convert(raw(**changes), trl_run.TrlConfig)
+def config(**changes: Any) -> TrlConfig:
+    return msgspec.convert(raw(**changes), TrlConfig)
 
 
 def entry(step: int, entropy: float | None, coefficient: float | None = None) -> dict[str, Any]:
@@ -208,9 +209,9 @@ def test_trl_trains_the_starter_on_our_task_by_its_law(tmp_path: Path) -> None:
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=RUN_SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    result = msgspec.json.decode((tmp_path / "out.json").read_bytes(), type=trl_run.TrlResult)
+    result = msgspec.json.decode((tmp_path / "out.json").read_bytes(), type=TrlResult)
     assert result.trl == "1.16.0"
-    assert result.config == msgspec.convert(asked, trl_run.TrlConfig)
+    assert result.config == msgspec.convert(asked, TrlConfig)
     assert [step.coefficient for step in result.steps] == pytest.approx([0.03, 0.04, 0.04])  # up by δ, to the ceiling
     assert [step.bonus for step in result.steps] == pytest.approx([0.0, 0.03, 0.04])
     assert 0.1 < result.steps[0].entropy_nats < 0.4  # the starter's is about a quarter of a nat
