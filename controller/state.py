@@ -194,6 +194,7 @@ class Controller:
             coefficient=law.coefficient,
             sample_balance=law.sample_balance,
             measured=self.steering.driving_estimator,
+            measured_entropy=self.steering.measured_entropy,
             target=law.target,
             low=law.low,
             high=law.high,

@@ -43,6 +43,7 @@ def write_report(directory: Path) -> Path:
         "overview": ("The run at a glance", overview(rows, evaluations)),
         "reward": ("Reward: mean of each step's samples, and evaluations", _single(draw_reward, rows, evaluations)),
         "entropy": ("Entropy per response token, full and clamped", _single(draw_entropy, rows)),
+        "levels": ("H̃ per response token, level by level", _single(draw_levels, rows)),
         "coefficient": ("Coefficient of the entropy bonus", _single(draw_coefficient, rows)),
         "difficulty": ("Prompts by expected pass rate", _single(draw_difficulty, rows)),
         "time": ("Where each step's time went", _single(draw_time, rows)),
@@ -130,6 +131,15 @@ def draw_entropy(axes: Axes, rows: list[MetricsRow]) -> None:
     _finish(axes, "nats per token", low=0.0)
 
 
+def draw_levels(axes: Axes, rows: list[MetricsRow]) -> None:
+    """H̃ of each level's responses, smoothed over the steps that had any."""
+    for level in dict.fromkeys(level for row in rows for level in row.level_entropy_nats):
+        having = [row for row in rows if level in row.level_entropy_nats]
+        values = np.array([row.level_entropy_nats[level] for row in having])
+        axes.plot([row.step for row in having], smooth(values), linewidth=2, label=level)
+    _finish(axes, "nats per token", low=0.0)
+
+
 def draw_coefficient(axes: Axes, rows: list[MetricsRow]) -> None:
     """The global coefficient by step."""
     axes.plot(_column(rows, "step"), _column(rows, "coefficient"), color=COLOURS["coefficient"], label="coefficient")
@@ -189,7 +199,8 @@ def _finish(axes: Axes, label: str, low: float) -> None:
     axes.set_ylabel(label)
     axes.set_ylim(bottom=low)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False)
 
 
 def _column(rows: list[MetricsRow], name: str) -> NDArray[np.float64]:

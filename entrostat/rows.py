@@ -1,5 +1,6 @@
 """What a run writes down: one `MetricsRow` per optimizer step, one `EvaluationRow` per evaluation."""
 
+import math
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,6 +73,11 @@ class MetricsRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False)
     actors: int
     memory_gib: float
     difficulty: tuple[int, ...]
+    law_entropy_nats: float | None = None  # what the law was told: at the mix of levels that H_0 was measured at
+    sample_balance: float = 0.0
+    masked_share: float = 0.0  # samples
+    level_entropy_nats: dict[str, float] = msgspec.field(default_factory=dict)  # H̃, level by level
+    age_entropy_nats: tuple[float | None, ...] = ()  # H̃ of groups begun 0, 1, … versions before
 
 
 def metrics_row(
@@ -140,7 +146,17 @@ def metrics_row(
         actors=view.actors,
         memory_gib=memory_gib,
         difficulty=view.difficulty,
+        law_entropy_nats=_or_none(view.measured_entropy),
+        sample_balance=view.sample_balance,
+        masked_share=report.masked_share,
+        level_entropy_nats={level.level: level.clamped_entropy for level in report.levels},
+        age_entropy_nats=tuple(_or_none(entropy) for entropy in report.ages),
     )
+
+
+def _or_none(entropy: float) -> float | None:
+    """JSON has no NaN."""
+    return entropy if math.isfinite(entropy) else None
 
 
 class LevelScore(msgspec.Struct, frozen=True, kw_only=True):

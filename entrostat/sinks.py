@@ -116,7 +116,13 @@ def open_sinks(names: Sequence[str], directory: RunDirectory) -> list[Sink]:
 
 def numbers(row: MetricsRow | EvaluationRow) -> dict[str, float]:
     """A row's plain numbers by name."""
-    return {name: value for name, value in msgspec.structs.asdict(row).items() if isinstance(value, int | float)}
+    found: dict[str, float] = {}
+    for name, value in msgspec.structs.asdict(row).items():
+        if isinstance(value, int | float):
+            found[name] = value
+        elif isinstance(value, dict):
+            found |= {f"{name}/{key}": number for key, number in value.items()}
+    return found
 
 
 def rewind(directory: RunDirectory, step: int) -> None:

@@ -314,6 +314,9 @@ class ControllerView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     coefficient: float
     sample_balance: float
     measured: Literal["full", "clamped", "top_k", "nucleus", "sampled"]  # the estimator that drives the law
+    measured_entropy: (
+        float  # what the law was told last, at the anchor's mix of levels, nats; NaN before the first time
+    )
     target: float | None  # nats; None for a law without one, or before the anchor is known
     low: float | None  # a band's edges, nats
     high: float | None

@@ -467,7 +467,16 @@ def test_a_later_branch_goes_on_from_a_snapshot() -> None:
 
 
 def last_order(view: object) -> dict[str, object]:
-    names = ("staleness", "reward", "pass_rate", "statuses", "actor_entropy", "response_tokens", "truncated")
+    names = (
+        "measured_entropy",
+        "staleness",
+        "reward",
+        "pass_rate",
+        "statuses",
+        "actor_entropy",
+        "response_tokens",
+        "truncated",
+    )
     return {name: getattr(view, name) for name in names}
 
 

@@ -26,7 +26,7 @@ def test_a_page_holds_its_pictures_and_the_summary(tmp_path: Path) -> None:
     told = summary.summarise(rows, evaluations, seconds=60.0, first_step_seconds=20.0, actor_restarts=0)
     summary.write(told, directory.summary)
     page = write_report(directory.path).read_text()
-    assert page.count("data:image/png;base64,") == 7
+    assert page.count("data:image/png;base64,") == 8
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "pass@1    0.300 → 0.600" in page
     assert "&lt;b&gt;" in page
@@ -37,7 +37,7 @@ def test_a_page_holds_its_pictures_and_the_summary(tmp_path: Path) -> None:
 
 def test_a_run_of_one_step_can_be_drawn(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(
-        msgspec.json.encode(metrics_row(1, target_nats=None, difficulty=())) + b"\n"
+        msgspec.json.encode(metrics_row(1, target_nats=None, difficulty=(), level_entropy_nats={})) + b"\n"
     )
     assert "not finished" in write_report(tmp_path).read_text()
 

@@ -1,5 +1,6 @@
 """What a run writes down, and what it comes to."""
 
+import math
 import sys
 from math import comb
 from pathlib import Path
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 from entrostat import directory as directories
 from entrostat import sinks, summary
 from entrostat.protocol.errors import RunDirectoryError
-from entrostat.protocol.messages import EvaluationResult, PolicyVersion
+from entrostat.protocol.messages import EvaluationResult, PolicyVersion, TrainOrder
 from entrostat.protocol.moments import Moments
-from entrostat.rows import evaluation_row, pass_at, read_metrics
+from entrostat.rows import evaluation_row, metrics_row, pass_at, read_metrics
+from tests.made_messages import scene, step_of, version
 from tests.made_rows import evaluation_row as made_evaluation
-from tests.made_rows import metrics_row
+from tests.made_rows import metrics_row as made_row
 
 
 @given(samples=st.integers(1, 12), data=st.data())
@@ -60,7 +62,7 @@ def test_fewer_than_eight_samples_give_no_pass_at_8() -> None:
 
 
 def test_a_summary_averages_the_first_and_last_ten_steps() -> None:
-    rows = [metrics_row(step) for step in range(1, 31)]
+    rows = [made_row(step) for step in range(1, 31)]
     evaluations = [made_evaluation(0, 0.3), made_evaluation(30, 0.7)]
     told = summary.summarise(rows, evaluations, seconds=90.0, first_step_seconds=20.0, actor_restarts=0)
     assert told.reward_first == pytest.approx(0.3 + 0.01 * 5.5)
@@ -73,7 +75,7 @@ def test_a_summary_averages_the_first_and_last_ten_steps() -> None:
 
 
 def test_a_summary_without_evaluations_claims_none() -> None:
-    told = summary.summarise([metrics_row(1)], [], seconds=1.0, first_step_seconds=1.0, actor_restarts=0)
+    told = summary.summarise([made_row(1)], [], seconds=1.0, first_step_seconds=1.0, actor_restarts=0)
     assert told.pass_at_1_before is None
     assert told.pass_at_1_after is None
     assert not any("pass@" in line for line in summary.sentences(told))
@@ -83,7 +85,7 @@ def test_rewinding_voids_what_came_after(tmp_path: Path) -> None:
     directory = directories.create(tmp_path / "a", "", keep_earlier=False)
     sink = sinks.JsonLines(directory)
     for step in range(1, 6):
-        sink.step(metrics_row(step))
+        sink.step(made_row(step))
         sink.evaluation(made_evaluation(step, 0.5))
     sink.close()
     sinks.rewind(directory, 3)
@@ -93,7 +95,7 @@ def test_rewinding_voids_what_came_after(tmp_path: Path) -> None:
 
 
 def test_a_line_cut_off_by_a_crash_never_was_a_row(tmp_path: Path) -> None:
-    line = msgspec.json.encode(metrics_row(1)) + b"\n"
+    line = msgspec.json.encode(made_row(1)) + b"\n"
     (tmp_path / "metrics.jsonl").write_bytes(line + line[:40])
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
     (tmp_path / "metrics.jsonl").write_bytes(line[:40] + b"\n" + line)
@@ -101,8 +103,28 @@ def test_a_line_cut_off_by_a_crash_never_was_a_row(tmp_path: Path) -> None:
         read_metrics(tmp_path / "metrics.jsonl")
 
 
+def test_levels_and_ages_reach_the_row_and_what_was_not_measured_is_none() -> None:
+    order = TrainOrder(
+        version=version(0), groups=(), coefficient=0.0, sample_balance=0.0, usual_entropy=math.nan, seed=0
+    )
+    view = scene().controller.view()
+    row = metrics_row(
+        msgspec.structs.replace(step_of(order, clamped=0.2), ages=(0.2, math.nan), masked_share=0.25),
+        msgspec.structs.replace(view, measured_entropy=math.nan, sample_balance=0.5),
+        [],
+        unix_seconds=0.0,
+        step_seconds=1.0,
+        coefficient=0.0,
+        samples=4,
+        memory_gib=0.0,
+    )
+    assert row.level_entropy_nats == {"a": 0.2}
+    assert row.age_entropy_nats == (0.2, None)
+    assert (row.law_entropy_nats, row.sample_balance, row.masked_share) == (None, 0.5, 0.25)
+
+
 def test_a_row_is_one_line_of_plain_json() -> None:
-    line = msgspec.json.encode(metrics_row(4))
+    line = msgspec.json.encode(made_row(4))
     assert b"\n" not in line
     assert msgspec.json.decode(line)["step"] == 4
 
@@ -111,13 +133,14 @@ def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     directory = directories.create(tmp_path / "a", "", keep_earlier=False)
     lines, board = sinks.open_sinks(("tensorboard",), directory)
-    board.step(metrics_row(1))
-    board.step(metrics_row(2))
+    board.step(made_row(1))
+    board.step(made_row(2))
     board.close()
     lines.close()
     events = accumulator.EventAccumulator(str(tmp_path / "a/tensorboard")).Reload()
     assert [event.step for event in events.Scalars("reward")] == [1, 2]
-    assert events.Scalars("entropy_nats")[0].value == pytest.approx(metrics_row(1).entropy_nats)
+    assert events.Scalars("level_entropy_nats/5 terms")[1].value == pytest.approx(0.2)
+    assert events.Scalars("entropy_nats")[0].value == pytest.approx(made_row(1).entropy_nats)
     directory.close()
 
 
@@ -141,8 +164,8 @@ def test_an_evaluation_that_ends_late_is_drawn_over_the_step_it_measured(
     online = OnlineRun()
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: online))
     sink = sinks.WeightsAndBiases(tmp_path, "a")
-    sink.step(metrics_row(5))
-    sink.step(metrics_row(6))
+    sink.step(made_row(5))
+    sink.step(made_row(6))
     sink.evaluation(made_evaluation(5, 0.5))
     # W&B would drop what comes with a step of its own before the last.
     assert [step for _, step in online.logged] == [None] * 3
