@@ -30,9 +30,11 @@ from benchmarks.collapse_rows import (
     TASKS,
     TRACKED,
     TRACKING_SEEDS,
+    TUNING_SEED,
     Task,
     rows,
     tracking_rows,
+    tuning_rows,
 )
 from benchmarks.collapse_run import RunRequest
 
@@ -134,6 +136,7 @@ def planned(tasks: Sequence[Task]) -> list[Cell]:
             found += [Cell(task=task, row=row, seed=seed) for seed in seeds]
     found.sort(key=lambda one: (one.seed not in SEEDS, one.seed))
     for task in tasks:
+        found += [Cell(task=task, row=row, seed=TUNING_SEED) for row in tuning_rows(task)]
         if task.name == TRACKED:
             found += [Cell(task=task, row=row, seed=seed) for seed in TRACKING_SEEDS for row in tracking_rows(task)]
     return found
@@ -152,7 +155,7 @@ def compute(cells: Sequence[Cell], processes: int) -> int:
 
 
 def _asked(one: Cell, chosen: argparse.Namespace) -> bool:
-    part = "methods" if one.row.scored else "tracking"
+    part = "tracking" if not one.row.scored else "tuning" if one.seed == TUNING_SEED else "methods"
     return (not chosen.row or one.row.name in chosen.row) and chosen.part in (None, part)
 
 
@@ -161,7 +164,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("runs", "tables"), help="leave the other out")
     parser.add_argument("--task", choices=sorted(TASKS), help="one task alone")
-    parser.add_argument("--part", choices=("methods", "tracking"), help="one half alone")
+    parser.add_argument("--part", choices=("tuning", "methods", "tracking"), help="one part alone")
     parser.add_argument("--row", action="append", help="these rows alone")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="runs beside each other")
     chosen = parser.parse_args()

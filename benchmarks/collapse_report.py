@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.cells import RESULTS, ROOT, table
-from benchmarks.collapse_rows import PAIRED, SAMPLES, Row, Task, rows, tracking_rows
+from benchmarks.collapse_rows import PAIRED, SAMPLES, Row, Task, rows, tracking_rows, tuning_rows
 
 Float64 = NDArray[np.float64]
 Results = Mapping["Cell", dict[str, Any]]
@@ -147,11 +147,23 @@ def write_tables(tasks: Sequence[Task], results: Results) -> None:
         if not count:
             continue
         parts += [f"### {task.name}: {task.steps} steps, {count} runs", "", methods_table(task, results), ""]
-        parts += [differences_table(task, results), "", tracking_table(task, results), ""]
+        parts += [differences_table(task, results), "", tuning_table(task, results), ""]
+        parts += [tracking_table(task, results), ""]
         draw(task, results, ROOT / "docs" / f"collapse-{task.name}.png")
     path = RESULTS / "collapse" / "table.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts))
+
+
+def tuning_table(task: Task, results: Results) -> str:
+    """What each method was chosen by, on the tuning seed: the mean of pass@1 and pass@8 on the trained levels."""
+    lines: list[Sequence[str]] = []
+    for row in tuning_rows(task):
+        for one, result in results.items():
+            if one.task.name == task.name and one.row.name == row.name:
+                once, eight = (scores(result, task.trained, k).mean() for k in (1, 8))
+                lines.append((row.title, f"{once:.3f}", f"{eight:.3f}", f"{(once + eight) / 2:.3f}"))
+    return table(("tried", "pass@1", "pass@8", "mean"), lines) if lines else ""
 
 
 def tracking_table(task: Task, results: Results) -> str:

@@ -1,11 +1,20 @@
 """What `benchmarks/collapse.py` compares: two tasks, and for each the same rows.
 
-Every constant of a row was chosen on the tuning seeds, each method with the same number of tries (`TRIES`).
+Every constant of a row was chosen on a seed of its own, each method with as many tries (`TRIES`).
 """
 
 import msgspec
 
-TUNING_SEEDS = (101,)
+TUNING_SEED = 101
+# What of each method is tuned, with as many tries for each, and the factors on its setting.
+TRIES = {
+    "none": ("lr", (0.5, 1.0, 2.0)),
+    "fixed": ("fixed", (1 / 3, 1.0, 3.0)),
+    "bang_bang": ("delta", (1 / 3, 1.0, 3.0)),
+    "band": ("band_rate", (1 / 3, 1.0, 3.0)),
+    "anchored": ("anchored_rate", (1 / 3, 1.0, 3.0)),
+    "flagship": ("anchor", (0.7, 1.0, 1.2)),
+}
 SEEDS = (1, 2, 3)
 PAIRED_SEEDS = (1, 2, 3, 4, 5, 6, 7, 8)
 PAIRED = ("none", "fixed", "flagship")
@@ -31,8 +40,12 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     balance: float  # ĉ
     drift: float  # â
     release: tuple[int, int, float]  # of the flagship's target: after so many orders, over so many, to this anchor
-    fixed: float  # the best constant coefficient
+    # Each chosen from its tries on the tuning seed, see `tuning_rows`.
+    fixed: float  # the constant coefficient
     delta: float  # of bang-bang
+    band_rate: float
+    anchored_rate: float
+    lr: float
 
     @property
     def target(self) -> float:
@@ -64,7 +77,7 @@ def rows(task: Task) -> tuple[Row, ...]:
         ceiling=10 * task.balance,
         low=0.9 * task.target,
         high=1.1 * task.target,
-        rate=task.balance / task.target / 4,
+        rate=task.band_rate,
     )
     return (
         Row(name="none", title="no control", overrides=(_law("fixed", coefficient=0.0),)),
@@ -83,7 +96,7 @@ def rows(task: Task) -> tuple[Row, ...]:
             name="anchored",
             title="anchored (AER)",
             overrides=(
-                _law("anchored", anchor=task.anchor, rate=task.balance / task.target / 4, ceiling=10 * task.balance),
+                _law("anchored", anchor=task.anchor, rate=task.anchored_rate, ceiling=10 * task.balance),
                 FULL,
                 'entropy.weight.difficulty="group"',
                 "entropy.weight.minimum=0.0",
@@ -119,6 +132,26 @@ def rows(task: Task) -> tuple[Row, ...]:
             overrides=(_law("fixed", coefficient=0.0), "learner.minibatches=2"),
         ),
     )
+
+
+def tuning_rows(task: Task) -> tuple[Row, ...]:
+    """Every method at its setting and at a third (or, of anchors, seven tenths) and three times of it."""
+    found: list[Row] = []
+    for name, (field, factors) in TRIES.items():
+        for factor in factors:
+            value = getattr(task, field) * factor
+            changed = msgspec.structs.replace(task, **{field: value})
+            row = next(row for row in rows(changed) if row.name == name)
+            overrides = (*row.overrides, f"learner.lr={changed.lr:.6g}")
+            found.append(
+                msgspec.structs.replace(
+                    row,
+                    name=f"tune-{name}-{value:.3g}",
+                    title=f"{row.title}: {field} = {value:.3g}",
+                    overrides=overrides,
+                )
+            )
+    return tuple(found)
 
 
 def tracking_rows(task: Task) -> tuple[Row, ...]:
@@ -172,8 +205,11 @@ TASKS = {
         balance=0.06,
         drift=0.03,
         release=(55, 35, 0.3),
-        fixed=0.1,
+        fixed=0.06,
         delta=0.01,
+        band_rate=0.1,
+        anchored_rate=0.1,
+        lr=1.2e-4,
     ),
     "countdown": Task(
         name="countdown",
@@ -189,5 +225,8 @@ TASKS = {
         release=(200, 110, 0.35),
         fixed=0.03,
         delta=0.005,
+        band_rate=0.04,
+        anchored_rate=0.04,
+        lr=4e-4,
     ),
 }
