@@ -20,6 +20,7 @@ TRANSIENT = 0.4  # share of the steps before tracking counts
 LAST = 0.2  # share of the steps that make the reward at the end
 BLOCK = 10  # steps: batch noise is no tracking error
 DRAWS = 4000
+RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)  # marked on axes of H̃/H*
 INTERVAL = (2.5, 97.5)  # percentiles
 
 
@@ -184,6 +185,7 @@ def draw(task: Task, results: Results, path: Path) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     figure, (entropy, reward, frontier) = pyplot.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     for index, row in enumerate(rows(task)):
@@ -206,6 +208,10 @@ def draw(task: Task, results: Results, path: Path) -> None:
     reward.set(xlabel="optimizer step", ylabel="reward", title="reward of the batches")
     frontier.set(xlabel="H̃ / H* held after the transient", ylabel="pass@1, trained levels", title="one point a run")
     frontier.set_xscale("log")
+    for axis in (entropy.yaxis, frontier.xaxis):
+        axis.set_major_locator(FixedLocator(RATIOS))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter("{x:g}")
     figure.legend(*entropy.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, dpi=90)
     pyplot.close(figure)

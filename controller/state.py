@@ -99,7 +99,7 @@ class Controller:
             raise TaskError("the controller was given no prompts; expected at least one training prompt")
         self._settings = settings
         self._version = PolicyVersion(branch=branch, step=step)
-        self.steering = Steering(settings.entropy, momentum=settings.learner.betas[0])
+        self.steering = Steering(settings.entropy, momentum=_momentum(settings))
         self._difficulty = DifficultyTable(levels, settings.entropy.weight)
         prompts = PromptOrder(
             len(levels), settings.seed, shuffle=settings.batch.shuffle, levels=self._difficulty.level_numbers
@@ -342,6 +342,11 @@ class Controller:
             self._book.give_up(missing.lease_ids)
             self._order = None
         return _discard(self._drop_filtered())
+
+
+def _momentum(settings: Stations) -> float:
+    """What is left of a push after one order: β1 of each of its optimizer steps."""
+    return settings.learner.betas[0] ** (settings.learner.minibatches * settings.learner.epochs)
 
 
 def _discard(leases: tuple[int, ...]) -> tuple[Command, ...]:

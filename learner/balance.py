@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
+import torch
 
 from entrostat.learner.batching import Sample
 from entrostat.learner.objective import Objective
@@ -44,7 +45,8 @@ def accumulate_apart(
         return accumulate(policy, reference, samples, objective, where, survey), None
     _check_weights(samples, coefficient, where)
     free = replace(objective, learner=msgspec.structs.replace(objective.learner, kl_coefficient=0.0))
-    accumulate(policy, None, [_bonus_alone(sample) for sample in samples], free, where, survey)
+    alone = [_bonus_alone(sample) for sample in samples]
+    accumulate(policy, None, alone, free, where, None if survey is None else _survey_alone(survey))
     bonus = optimizer.gradients()
     optimizer.clear()
     measured = accumulate(policy, reference, samples, objective, where, survey)
@@ -61,6 +63,12 @@ def accumulate_apart(
 
 def _bonus_alone(sample: Sample) -> Sample:
     return replace(sample, coefficient=sample.weight, in_policy=False)
+
+
+def _survey_alone(survey: Survey) -> Survey:
+    """The same without a token in the policy term."""
+    none = torch.zeros_like(survey.settled.policy)
+    return replace(survey, settled=replace(survey.settled, policy=none))
 
 
 def _check_weights(samples: Sequence[Sample], coefficient: float, where: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from entrostat.learner.token_sets import FewTokens, TokenSet, kept_tokens, nucleus_tokens, top_k_tokens
 from entrostat.protocol.errors import BadInput
@@ -93,6 +94,7 @@ class _Entropy(torch.autograd.Function):  # type: ignore[misc]  # torch is not t
         return entropy
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]  # torch is not typed
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         logprobs, entropy = ctx.saved_tensors
         return logprobs.exp() * (_finite(logprobs) + entropy[:, None]) * -gradient[:, None]

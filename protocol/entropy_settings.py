@@ -93,7 +93,7 @@ class ThermostatLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="
 
     anchor: Positive = 0.7  # target = anchor · H_0
     balance: Positive = 1e-3  # ĉ: the coefficient that holds the entropy still at the start
-    drift: Positive = 0.01  # â: how fast ln H falls without control, per optimizer step
+    drift: Positive = 0.01  # â: how fast ln H falls without control, per order
     anchor_orders: Count = 3
     lag: CountOrZero = 1  # orders between a measurement and the step it steers
     floor_ratio: Positive = 0.01  # of ĉ

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from entrostat.controller.events import Missing, Published, StepReported, Ticked
 from entrostat.controller.state import Controller, ControllerSnapshot
 from entrostat.controller.summary import summarise
+from entrostat.controller.thermostat import ThermostatState
 from entrostat.protocol import wire
 from entrostat.protocol.entropy_settings import FixedLaw, FullEntropy, SampleBalanceLaw, WeightSettings
 from entrostat.protocol.errors import CheckpointDamaged, TaskError
@@ -441,6 +442,14 @@ def test_the_weight_can_be_that_of_the_groups_own_pass_rate() -> None:
     assert order is not None
     assert [group.weight for group in order.groups] == [0.0, 0.5, 0.0, 0.5]
     assert [group.coefficient for group in order.groups] == pytest.approx([0.0, 0.05, 0.0, 0.05])
+
+
+def test_the_law_is_told_what_momentum_an_order_leaves() -> None:
+    settings = run_of()
+    learner = replace(settings.learner, betas=(0.9, 0.95), minibatches=2, epochs=2)
+    law = Controller(replace(settings, learner=learner), ["a"] * 4).steering.law
+    assert isinstance(law, ThermostatState)
+    assert law.momentum == pytest.approx(0.9**4)
 
 
 # ── snapshots ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -161,12 +161,15 @@ def trained_twice(folder: Path) -> tuple[Policy, Optimizer, Objective]:
     return policy, optimizer, wanted
 
 
+@pytest.mark.parametrize("surveyed", [False, True])
 def test_the_balance_is_made_of_the_inner_products_of_its_definition(
-    trained_twice: tuple[Policy, Optimizer, Objective],
+    trained_twice: tuple[Policy, Optimizer, Objective], surveyed: bool
 ) -> None:
     policy, optimizer, wanted = trained_twice
+    optimizer.clear()
     samples = samples_of(wanted)
-    _, balance = accumulate_apart(policy, None, optimizer, samples, wanted, 0.3, "step 3")
+    found_before = survey(policy, None, samples, wanted, 0, "step 3") if surveyed else None
+    _, balance = accumulate_apart(policy, None, optimizer, samples, wanted, 0.3, "step 3", found_before)
     left = [weight.grad.clone() for weight in policy.model.parameters()]
     of_policy = gradient_of(policy_term(policy, samples, wanted), policy)
     of_bonus = gradient_of(weighted_entropy(policy, samples, wanted), policy)
