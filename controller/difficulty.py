@@ -16,7 +16,7 @@ published is "group" with `normalise = false`, under the anchored law; the form 
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -25,7 +25,7 @@ from scipy.special import betainc  # pyright: ignore[reportMissingTypeStubs]
 
 from entrostat.protocol.arrays import Float32, Int32
 from entrostat.protocol.entropy_settings import WeightSettings
-from entrostat.protocol.errors import CheckpointDamaged
+from entrostat.protocol.errors import CheckpointDamaged, ConfigError
 from entrostat.protocol.messages import GroupReport
 
 Float64 = NDArray[np.float64]
@@ -41,15 +41,26 @@ def difficulty_weight(pass_rate: ArrayLike, *, form: Form, threshold: float) -> 
 
     `hinge`: max(0, (ρ − g)/ρ) · `indicator`: 1[g ≤ ρ] · `linear`: 1 − g · `uniform`: 1, with ρ the threshold (AER,
     arXiv 2510.10959; its own form is not published, these are ours).
+
+    Raises:
+        ConfigError: a pass rate is outside [0, 1], the threshold outside (0, 1], or the form unknown.
     """
     rate = np.asarray(pass_rate, dtype=np.float64)
-    if form == "hinge":
-        return np.asarray(np.maximum(0.0, (threshold - rate) / threshold))
-    if form == "indicator":
-        return np.asarray(rate <= threshold, dtype=np.float64)
-    if form == "linear":
-        return np.asarray(1.0 - rate)
-    return np.ones_like(rate)
+    if not bool(np.all((rate >= 0.0) & (rate <= 1.0))) or not 0.0 < threshold <= 1.0:
+        raise ConfigError(
+            f"a difficulty weight needs pass rates in [0, 1] and a threshold in (0, 1]; got {rate} and {threshold}"
+        )
+    match form:
+        case "hinge":
+            return np.asarray(np.maximum(0.0, (threshold - rate) / threshold))
+        case "indicator":
+            return np.asarray(rate <= threshold, dtype=np.float64)
+        case "linear":
+            return np.asarray(1.0 - rate)
+        case "uniform":
+            return np.ones_like(rate)
+        case _:
+            raise ConfigError(f"a difficulty weight of form {form!r} is unknown; expected one of {get_args(Form)}")
 
 
 def expected_weight(a: Float64, b: Float64, *, form: Form, threshold: float) -> Float64:

@@ -26,8 +26,9 @@ def band_step(
     An entropy that is not finite leaves λ as it is.
 
     Raises:
-        ConfigError: the band or the box is empty, or there is a pull and nothing to pull to.
+        ConfigError: the band or the box is empty, there is a pull and nothing to pull to, or a number is not finite.
     """
+    _check("band", coefficient=coefficient, rate=rate, pull=pull, initial=initial or 0.0)
     if not low < high or not floor <= ceiling:
         raise ConfigError(
             f"a band needs low < high and floor <= ceiling; got low = {low}, high = {high}, "
@@ -50,9 +51,10 @@ def anchored_step(
     An entropy that is not finite leaves α as it is.
 
     Raises:
-        ConfigError: the ceiling is negative, or the target is not finite.
+        ConfigError: the ceiling is negative or not a number, or another number is not finite.
     """
-    if not math.isfinite(target) or (ceiling is not None and ceiling < 0.0):
+    _check("anchored", coefficient=coefficient, rate=rate)
+    if not math.isfinite(target) or (ceiling is not None and not ceiling >= 0.0):
         raise ConfigError(f"an anchored law needs a finite target and a ceiling of at least 0; got {target}, {ceiling}")
     if not math.isfinite(entropy):
         return coefficient
@@ -68,8 +70,9 @@ def bang_bang_step(
     An entropy that is not finite leaves α as it is. That the bonus acts only while H < H* is for the caller.
 
     Raises:
-        ConfigError: the target is not finite, the step not positive, or the box empty.
+        ConfigError: a number is not finite, the step not positive, or the box empty.
     """
+    _check("bang-bang", coefficient=coefficient, delta=delta)
     if not math.isfinite(target) or not delta > 0.0 or not floor <= ceiling:
         raise ConfigError(
             f"a bang-bang law needs a finite target, delta > 0 and floor <= ceiling; got target = {target}, "
@@ -108,8 +111,9 @@ def pi_step(
         ceiling: of α.
 
     Raises:
-        ConfigError: the target is not finite, a gain negative, or the box empty.
+        ConfigError: a number is not finite, a gain negative, or the box empty.
     """
+    _check("pi", coefficient=coefficient, accumulated=accumulated, proportional=proportional, integral=integral)
     if not math.isfinite(target) or not (proportional >= 0.0 and integral >= 0.0) or not floor <= ceiling:
         raise ConfigError(
             f"a pi law needs a finite target, gains of at least 0 and floor <= ceiling; got target = {target}, "
@@ -147,8 +151,9 @@ def sample_balance_step(
     pushes, as in `pi_step`. An entropy that is not finite leaves both as they are.
 
     Raises:
-        ConfigError: the target is not finite, or a gain negative.
+        ConfigError: a number is not finite, or a gain negative.
     """
+    _check("sample-balance", balance=balance, accumulated=accumulated, proportional=proportional, integral=integral)
     if not math.isfinite(target) or not (proportional >= 0.0 and integral >= 0.0):
         raise ConfigError(
             f"a sample-balance law needs a finite target and gains of at least 0; got target = {target}, "
@@ -157,6 +162,13 @@ def sample_balance_step(
     if not math.isfinite(entropy):
         return balance, accumulated
     return _proportional_integral(entropy - target, accumulated, proportional, integral, -1.0, 1.0)
+
+
+def _check(law: str, **numbers: float) -> None:
+    """A rate below 0 would push the entropy away from where it should be."""
+    for name, value in numbers.items():
+        if not math.isfinite(value) or (name in ("rate", "pull") and value < 0.0):
+            raise ConfigError(f"a {law} law needs a finite {name}, and no rate below 0; got {name} = {value}")
 
 
 def _proportional_integral(

@@ -1,7 +1,9 @@
 """The control laws, against the papers' updates, against a small plant, and against bad measurements."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -198,7 +200,7 @@ def test_settings_that_contradict_each_other_have_a_name() -> None:
     with pytest.raises(ConfigError, match="low < high"):
         band_step(0.1, 0.1, low=0.2, high=0.1, rate=1.0, floor=0.0, ceiling=1.0)
     with pytest.raises(ConfigError, match="low < high"):
-        band_step(0.1, 0.1, low=0.1, high=0.2, rate=math.nan, floor=math.nan, ceiling=1.0)
+        band_step(0.1, 0.1, low=0.1, high=0.2, rate=1.0, floor=math.nan, ceiling=1.0)
     with pytest.raises(ConfigError, match="initial"):
         band_step(0.1, 0.1, low=0.1, high=0.2, rate=1.0, floor=0.0, ceiling=1.0, pull=0.5)
     with pytest.raises(ConfigError, match="finite target"):
@@ -362,3 +364,37 @@ def test_a_state_of_another_law_is_refused() -> None:
     with pytest.raises(ConfigError, match="FixedState came to a ThermostatLaw"):
         law_step(ThermostatLaw(balance=0.1, drift=0.01, anchor_orders=1), initial_state(FixedLaw()), measured(0, 0.1))
     assert isinstance(initial_state(FixedLaw()), FixedState)
+
+
+BARE: dict[str, Callable[..., object]] = {
+    "band": partial(band_step, 0.1, 0.2, low=0.1, high=0.3, rate=0.1, floor=0.0, ceiling=1.0, initial=0.1, pull=0.1),
+    "anchored": partial(anchored_step, 0.1, 0.2, target=0.3, rate=0.1, ceiling=1.0),
+    "bang_bang": partial(bang_bang_step, 0.1, 0.2, target=0.3, delta=0.1, floor=0.0, ceiling=1.0),
+    "pi": partial(
+        pi_step, 0.1, 0.2, accumulated=0.0, target=0.3, proportional=1.0, integral=0.1, floor=0.0, ceiling=1.0
+    ),
+    "sample_balance": partial(
+        sample_balance_step, 0.1, 0.2, accumulated=0.0, target=0.3, proportional=1.0, integral=0.1
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("law", "name"), [(law, name) for law, step in BARE.items() for name in cast("partial[object]", step).keywords]
+)
+def test_no_argument_of_a_bare_step_may_be_nan(law: str, name: str) -> None:
+    with pytest.raises(ConfigError, match="nan"):
+        BARE[law](**{name: math.nan})
+
+
+@pytest.mark.parametrize("law", BARE)
+def test_a_coefficient_that_is_nan_is_refused(law: str) -> None:
+    step = cast("partial[object]", BARE[law])
+    with pytest.raises(ConfigError, match="nan"):
+        step.func(math.nan, 0.2, **step.keywords)
+
+
+@pytest.mark.parametrize("law", ["band", "anchored"])
+def test_a_rate_that_pushes_away_is_refused(law: str) -> None:
+    with pytest.raises(ConfigError, match=r"rate = -0\.1"):
+        BARE[law](rate=-0.1)

@@ -1,6 +1,7 @@
 """The difficulty of prompts: weights, their expectations, and the decayed estimate behind them."""
 
 import math
+from typing import cast
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from entrostat.controller.difficulty import (
 )
 from entrostat.protocol import wire
 from entrostat.protocol.entropy_settings import WeightSettings
-from entrostat.protocol.errors import CheckpointDamaged
+from entrostat.protocol.errors import CheckpointDamaged, ConfigError
 from entrostat.protocol.messages import Lease
 from tests.made_messages import group_of, version
 
@@ -188,3 +189,17 @@ def test_a_groups_own_difficulty_is_the_raw_weight_of_its_pass_rate(form: Form) 
     settings = WeightSettings(difficulty="group", form=form, threshold=0.6, minimum=0.9, prior=50.0)
     got = group_weights([group_of(lease, correct=correct) for correct in range(5)], settings)
     assert got == pytest.approx([weight_by_definition(rate, form, 0.6) for rate in (0.0, 0.25, 0.5, 0.75, 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("rate", "form", "threshold"),
+    [(1.7, "hinge", 0.5), (-0.1, "linear", 0.5), (math.nan, "hinge", 0.5), (0.5, "hinge", 0.0), (0.5, "hinge", 2.0)],
+)
+def test_a_weight_outside_its_ranges_is_refused(rate: float, form: Form, threshold: float) -> None:
+    with pytest.raises(ConfigError, match="pass rates in"):
+        difficulty_weight([0.2, rate], form=form, threshold=threshold)
+
+
+def test_a_form_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'typo' is unknown"):
+        difficulty_weight(0.5, form=cast("Form", "typo"), threshold=0.5)
