@@ -237,6 +237,8 @@ def method_notes(config: RunConfig) -> Iterator[str]:
             yield f"one optimizer step for each order: the ratio is 1 everywhere, so {idle} nothing"
     if not gives_bonus(law) and (entropy.weight != WeightSettings() or not isinstance(entropy.tokens, AllTokens)):
         yield "the law gives no bonus: entropy.weight and entropy.tokens have nothing to share out"
+    if isinstance(entropy.tokens, SmoothedTokens):
+        yield "EPO's penalty is a constant: it lowers the reported bonus, has no gradient, and does not move the policy"
     if _anchor(law) > 1:
         yield f"anchor = {_anchor(law):g} sets the target above the entropy the policy starts with"
     if isinstance(law, BangBangLaw):
@@ -260,6 +262,8 @@ def _idle(loss: PolicyLoss) -> str:
     """What of a loss acts on ratios other than 1 alone; empty where the loss is plain clipping."""
     if isinstance(loss, KlCov):
         return "KL-Cov's penalty does"
+    if isinstance(loss, Gspo | Cispo):
+        return f"{'GSPO' if isinstance(loss, Gspo) else 'CISPO'}'s ratio and its bounds do"
     if isinstance(loss, PpoClip):
         parts = ["clip-higher"] if loss.clip_high > loss.clip_low else []
         parts += ["dual clip"] if loss.dual_clip else []

@@ -152,6 +152,8 @@ def test_each_method_is_said_when_it_is_chosen_and_only_then(
         ([*PPO, "learner.loss.dual_clip=3"], "dual clip does nothing"),
         ([*PPO, "learner.loss.clip_high=0.28", "learner.loss.dual_clip=3"], "clip-higher and dual clip do nothing"),
         (["learner.loss.kind=kl_cov"], "KL-Cov's penalty does nothing"),
+        (["learner.loss.kind=gspo"], "GSPO's ratio and its bounds do nothing"),
+        (["learner.loss.kind=cispo"], "CISPO's ratio and its bounds do nothing"),
     ],
 )
 def test_what_needs_a_ratio_is_said_to_be_idle_with_one_optimizer_step(
@@ -161,6 +163,11 @@ def test_what_needs_a_ratio_is_said_to_be_idle_with_one_optimizer_step(
     for many in ("learner.minibatches=2", "learner.epochs=2", "learner.proximal=behaviour"):
         assert "the ratio is 1 everywhere" not in explain(load(quickstart, [*overrides, many]))
     assert "the ratio is 1 everywhere" not in explain(load(quickstart))
+
+
+def test_a_penalty_without_a_gradient_is_said_to_be_one(quickstart: Path) -> None:
+    assert "EPO's penalty is a constant" in explain(load(quickstart, ["entropy.tokens.kind=smoothed"]))
+    assert "EPO's penalty" not in explain(load(quickstart))
 
 
 def test_weights_without_a_bonus_are_said_to_be_idle(quickstart: Path) -> None:
