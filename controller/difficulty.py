@@ -45,6 +45,8 @@ def difficulty_weight(pass_rate: ArrayLike, *, form: Form, threshold: float) -> 
     Raises:
         ConfigError: a pass rate is outside [0, 1], the threshold outside (0, 1], or the form unknown.
     """
+    if form not in get_args(Form):
+        raise ConfigError(f"a difficulty weight of form {form!r} is unknown; expected one of {get_args(Form)}")
     rate = np.asarray(pass_rate, dtype=np.float64)
     if not bool(np.all((rate >= 0.0) & (rate <= 1.0))) or not 0.0 < threshold <= 1.0:
         raise ConfigError(
@@ -59,8 +61,6 @@ def difficulty_weight(pass_rate: ArrayLike, *, form: Form, threshold: float) -> 
             return np.asarray(1.0 - rate)
         case "uniform":
             return np.ones_like(rate)
-        case _:
-            raise ConfigError(f"a difficulty weight of form {form!r} is unknown; expected one of {get_args(Form)}")
 
 
 def expected_weight(a: Float64, b: Float64, *, form: Form, threshold: float) -> Float64:

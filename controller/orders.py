@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from entrostat.controller.allocation import allocate
 from entrostat.controller.coefficient import Reading
 from entrostat.controller.difficulty import DifficultyTable, group_weights
@@ -35,7 +37,11 @@ def make_order(
         if weighting.difficulty == "group"
         else difficulty.weights(prompts, version.step)
     )
-    weights = allocate(raw, reports, initial_entropy=law.initial_entropy, settings=weighting)
+    if law.coefficient < 0.0:
+        # Entropy is pressed down where it is, not where prompts are hard.
+        weights = np.ones(len(reports))
+    else:
+        weights = allocate(raw, reports, initial_entropy=law.initial_entropy, settings=weighting)
     return TrainOrder(
         version=version,
         groups=tuple(

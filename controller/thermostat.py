@@ -52,7 +52,9 @@ def thermostat_step(law: ThermostatLaw, state: ThermostatState, entropy: float, 
     f answers each coefficient at once and in full, `f ← f + â(e^G·α/ĉ − A)`: whatever the lag, it closes by the share κ
     an order. While the target falls by φ an order, f counts its fall over the lag and α leaves φ of the drift to it:
     `A − (φ + κ·f)/â`. What the box cuts off is known to the belief, so nothing winds up. Engaged from the first
-    x̂ < 0.25 on, or after 1/â steps. Brake: α = 0 while engaged and `x > max(ln 1.5, ln(H_0/H*) + 0.1)`.
+    x̂ < 0.25 on, or after 1/â steps. The box is [floor_ratio, ceiling_ratio]; once
+    engaged it begins at −cooling_ratio: entropy that rises by itself, where it costs no reward, comes down by nothing
+    else. Brake, an alarm: engaged and `x > max(ln 1.5, ln(H_0/H*) + 0.1)`; α is at the box's lower end, or 0.
     """
     calibration = Calibration(drift=state.drift, noise=law.noise)
     share = anchor(law, state.steps)
@@ -65,7 +67,8 @@ def thermostat_step(law: ThermostatLaw, state: ThermostatState, entropy: float, 
     wanted = math.exp(-believed.gain) * (believed.drift - (fall + law.pace * error) / state.drift)
     engaged = state.engaged or believed.level < ENGAGE_BELOW or state.steps >= 1.0 / state.drift
     brake = engaged and x > max(BRAKE_ABOVE, BRAKE_MARGIN - math.log(share))
-    ratio = 0.0 if brake else min(max(wanted, law.floor_ratio), law.ceiling_ratio)
+    lowest = -law.cooling_ratio if engaged and law.cooling_ratio else law.floor_ratio
+    ratio = min(lowest, 0.0) if brake else min(max(wanted, lowest), law.ceiling_ratio)
     return replace(
         state,
         coefficient=state.balance * ratio,

@@ -11,7 +11,7 @@ from entrostat.controller.state import Controller, ControllerSnapshot
 from entrostat.controller.summary import summarise
 from entrostat.controller.thermostat import ThermostatState
 from entrostat.protocol import wire
-from entrostat.protocol.entropy_settings import FixedLaw, FullEntropy, SampleBalanceLaw, WeightSettings
+from entrostat.protocol.entropy_settings import FixedLaw, FullEntropy, QuadraticLaw, SampleBalanceLaw, WeightSettings
 from entrostat.protocol.errors import CheckpointDamaged, TaskError
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import GroupsMissing, Lease, LeaseCounts, LevelEntropy, PulseReply, TrainOrder
@@ -442,6 +442,17 @@ def test_the_weight_can_be_that_of_the_groups_own_pass_rate() -> None:
     assert order is not None
     assert [group.weight for group in order.groups] == [0.0, 0.5, 0.0, 0.5]
     assert [group.coefficient for group in order.groups] == pytest.approx([0.0, 0.05, 0.0, 0.05])
+
+
+def test_entropy_is_pressed_down_in_all_groups_alike() -> None:
+    law = QuadraticLaw(target=0.1, strength=1.0)
+    s = Scene(Controller(run_of(law=law, weight=WeightSettings(), batch=4), ["a"] * 40))
+    s.step(clamped=0.3)
+    sample(s, [0, 1, 2, 3])
+    order = s.order()
+    assert order is not None
+    assert {group.coefficient for group in order.groups} == {order.coefficient}
+    assert order.coefficient == pytest.approx(-0.4)
 
 
 def test_the_law_is_told_what_momentum_an_order_leaves() -> None:
