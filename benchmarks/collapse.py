@@ -9,12 +9,15 @@ TRL's own trainer (`benchmarks/trl_run.py`), which has no delay and no such mode
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -37,28 +40,26 @@ from benchmarks.collapse_rows import (
     tuning_rows,
 )
 from benchmarks.collapse_run import RunRequest
+from entrostat import config as configs
 
 log = logging.getLogger("collapse")
 
 BENCHMARK = "collapse"
-# What a run's result depends on besides its configuration.
+# What a run's result depends on besides its configuration: all mathematics and decisions, and nothing of processes.
+NO_MATHEMATICS = ("remote", "telemetry", "ipc", "shared_memory", "checkpoint", "samples", "buffer", "weights", "probe")
 CODE = (
     "benchmarks/collapse_run.py",
     "benchmarks/countdown/score.py",
     "benchmarks/loop.py",
     "benchmarks/torch_engine.py",
-    "controller/allocation.py",
-    "controller/coefficient.py",
-    "controller/difficulty.py",
-    "controller/response.py",
-    "controller/thermometer.py",
-    "controller/thermostat.py",
-    "controller/updates.py",
-    "learner/advantages.py",
-    "learner/entropy.py",
-    "learner/losses.py",
-    "learner/terms.py",
-    "learner/update.py",
+    "protocol/entropy_settings.py",
+    "protocol/learner_settings.py",
+    *(
+        str(file.relative_to(ROOT))
+        for folder in ("controller", "learner")
+        for file in sorted((ROOT / folder).glob("*.py"))
+        if file.stem not in NO_MATHEMATICS
+    ),
 )
 TRL_CODE = ("benchmarks/trl_request.py", "benchmarks/trl_run.py")
 
@@ -72,8 +73,6 @@ def request(one: Cell) -> RunRequest:
 
 def trl_request(one: Cell) -> dict[str, Any]:
     """The run of one of TRL's cells: the same policy, problems, batch and rate."""
-    from entrostat import config as configs
-
     config = configs.load(ROOT / one.task.toml, [f"run.seed={one.seed}", *one.task.overrides])
     return {
         "model": os.path.relpath(config.model.path, ROOT),
@@ -100,18 +99,24 @@ def result_of(one: Cell) -> dict[str, Any]:
         log.info("%s begins", one.name)
         if one.row.trl_delta:
             made = own_process.run(
-                one.name, "benchmarks.trl_run", config, lambda asked, told: ["--config", asked, "--out", told]
+                one.name, "benchmarks.trl_run", asked, lambda source, told: ["--config", source, "--out", told]
             )
             found: dict[str, Any] = {"entropy": [step["entropy_nats"] for step in made["steps"]]}
-            found |= {"target": [config["entropy"]["target"]] * len(found["entropy"])}
+            found |= {"target": [asked["entropy"]["target"]] * len(found["entropy"])}
             found |= {"reward": [step["reward"] for step in made["steps"]], "initial_entropy": None}
         else:
-            found = own_process.run(one.name, "benchmarks.collapse_run", config, lambda asked, told: [asked, told])
+            found = own_process.run(one.name, "benchmarks.collapse_run", asked, lambda source, told: [source, told])
         log.info("%s is done", one.name)
         return found
 
+    asked = asked_of(one)
     config, code = _key(one)
     return cell(BENCHMARK, one.name, config, code, compute)
+
+
+def asked_of(one: Cell) -> dict[str, Any]:
+    """The request of a cell's run."""
+    return trl_request(one) if one.row.trl_delta else dict(request(one))
 
 
 def there(one: Cell) -> dict[str, Any] | None:
@@ -124,7 +129,18 @@ def there(one: Cell) -> dict[str, Any] | None:
 
 
 def _key(one: Cell) -> tuple[dict[str, Any], tuple[str, ...]]:
-    return (trl_request(one), TRL_CODE) if one.row.trl_delta else (dict(request(one)), CODE)
+    return asked_of(one) | {"files": _files(one.task)}, TRL_CODE if one.row.trl_delta else CODE
+
+
+@lru_cache
+def _files(task: Task) -> str:
+    """A digest of the task's TOML and of the policy it starts from."""
+    toml = ROOT / task.toml
+    policy = Path(configs.load(toml).model.path)
+    digest = hashlib.sha256()
+    for file in (toml, *sorted(policy.iterdir())):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def planned(tasks: Sequence[Task]) -> list[Cell]:

@@ -1,10 +1,12 @@
 """The rows of the comparison: each is a configuration that loads, and says what its name says."""
 
+import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from benchmarks import own_process
+from benchmarks import collapse, own_process
 from benchmarks.cells import ROOT
 from benchmarks.collapse import planned, request, trl_request
 from benchmarks.collapse_report import Cell
@@ -60,6 +62,26 @@ def test_trl_is_asked_for_the_same_task_and_target() -> None:
     assert asked["entropy"]["target"] == pytest.approx(task.target, abs=1e-4)
     assert (asked["prompts"], asked["samples"]) == (ours.batch.prompts, ours.rollout.samples_per_prompt)
     assert (asked["steps"], asked["lr"]) == (task.steps, ours.learner.lr)
+
+
+def test_a_cell_belongs_to_its_toml_and_its_policy(tmp_path: Path) -> None:
+    task = TASKS["countdown"]
+    folder = tmp_path / "countdown"
+    shutil.copytree(ROOT / "benchmarks/countdown", folder)
+    copied = msgspec.structs.replace(task, toml=str(folder / "countdown.toml"))
+
+    def where() -> str:
+        collapse._files.cache_clear()
+        return str(collapse._key(Cell(task=copied, row=rows(task)[0], seed=1))[0]["files"])
+
+    first = where()
+    assert where() == first
+    with (folder / "countdown.toml").open("a") as toml:
+        toml.write("# changed")
+    second = where()
+    with (folder / "policy/model.safetensors").open("ab") as weights:
+        weights.write(b"0")
+    assert len({first, second, where()}) == 3
 
 
 def test_a_run_that_fails_says_which_and_why() -> None:
