@@ -4,6 +4,7 @@ The same stations as in `entrostat train`, joined by direct calls, so that a run
 alone and many of them fit on a small machine.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -233,8 +234,13 @@ class Loop:
         self._stations.apply(Published(manifest=manifest))
 
     def _heard(self, report: StepReport) -> StepReport:
-        """The report with the entropies of `lag − 1` orders before: a law that hears late."""
+        """The report with the entropies of `lag − 1` orders before; the law hears of nothing until there are any."""
         self._late.append(report)
+        if len(self._late) < (self._late.maxlen or 1):
+            nothing = math.nan
+            return msgspec.structs.replace(
+                report, entropy=nothing, clamped_entropy=nothing, sampled_entropy=nothing, levels=()
+            )
         old = self._late[0]
         return msgspec.structs.replace(
             report,
