@@ -41,7 +41,7 @@ format: setup ## format and mend what ruff can mend
 bench-law: setup ## step responses of every control law, 3 minutes
 	$(BIN)/python -m benchmarks.step_response
 
-bench-toy: setup ## the AEnt paper's toy MDP, 12 minutes
+bench-toy: setup ## the AEnt paper's toy MDP, about a quarter of an hour
 	$(BIN)/python -m benchmarks.toy_mdp
 
 bench-collapse: setup ## every method on two tasks, hours; goes on where it stopped
@@ -50,7 +50,7 @@ bench-collapse: setup ## every method on two tasks, hours; goes on where it stop
 bench-trl: setup ## TRL beside our laws: what entropy they hold, at several delays
 	$(BIN)/python -m benchmarks.collapse --part tracking
 
-bench-tables: setup ## the tables and pictures of docs/results.md, from the results that are there
+bench-tables: setup ## the comparison's tables and pictures, from the results that are there
 	$(BIN)/python -m benchmarks.collapse --only tables
 
 lock: ## resolve requirements-cpu.lock anew

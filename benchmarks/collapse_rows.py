@@ -1,6 +1,7 @@
 """What `benchmarks/collapse.py` compares: two tasks, and for each the same rows.
 
-Every constant of a row was chosen on a seed of its own, each method with as many tries (`TRIES`).
+`tuning_rows` tries what each method is set to on a seed of its own, as often for each (`TRIES`). The settings below are
+first guesses from trial runs until that was done.
 """
 
 import msgspec
@@ -40,7 +41,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     balance: float  # ĉ
     drift: float  # â
     release: tuple[int, int, float]  # of the flagship's target: after so many orders, over so many, to this anchor
-    # Each chosen from its tries on the tuning seed, see `tuning_rows`.
+    # What `tuning_rows` tries.
     fixed: float  # the constant coefficient
     delta: float  # of bang-bang
     band_rate: float
