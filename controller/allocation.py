@@ -29,20 +29,21 @@ def allocate(
     weights: Float64,
     reports: Sequence[GroupReport],
     *,
-    initial_entropy: float | None,
+    initial_surprise: float | None,
     settings: WeightSettings,
 ) -> Float64:
     """w̄_q of an order's groups.
 
     Bounds, in this order: nothing at all when no group has an advantage signal · all-wrong groups hold at most
-    `all_wrong_share` of Σ n_q w̄_q · no group above `cap` · 0 for a group whose sampled entropy exceeds
-    `entropy_ratio`·H_0. The last is applied after normalising: where entropy is high already, its share is given up and
-    not handed to the others.
+    `all_wrong_share` of Σ n_q w̄_q · no group above `cap` · 0 for a group whose −log π exceeds `entropy_ratio` times
+    what it was while H_0 was measured: like with like, whatever entropy drives the law. The last is applied after
+    normalising: where entropy is high already, its share is given up and not handed to the others.
 
     Args:
         weights: `[groups]` w_q, not negative.
         reports: `[groups]` what the actors said of them.
-        initial_entropy: H_0 in nats; None before it is known, when no group counts as too random.
+        initial_surprise: mean −log π of the orders that made H_0, nats; None before it is known: no group counts as too
+            random.
         settings: the bounds, and whether the weights are normalised.
 
     Returns:
@@ -59,9 +60,9 @@ def allocate(
         return np.zeros_like(weights)
     scale = float(tokens.sum()) / total if settings.normalise else 1.0
     bounded = np.minimum(settings.cap, limited * scale)
-    if initial_entropy is not None:
+    if initial_surprise is not None:
         entropy = np.array([report.surprise.mean for report in reports], dtype=np.float64)
-        bounded = np.where(entropy > settings.entropy_ratio * initial_entropy, 0.0, bounded)
+        bounded = np.where(entropy > settings.entropy_ratio * initial_surprise, 0.0, bounded)
     # The cap and the zeros may have taken from the others and so raised the share.
     return _limit_share(bounded, tokens, wrong, share)
 

@@ -2,7 +2,8 @@
 
 `law_step` wraps the published updates (`updates.py`) and the flagship (`thermostat.py`) with what a run needs: H_0,
 warm-up, and freezing. A measurement that is missing, not finite, negative, or no newer than the last one changes
-nothing but a counter. Laws with a target of 0 aim at `anchor · H_0`. Entropies are in nats per response token.
+nothing but a counter, and so does one that would make an H_0 of nothing. Laws with a target of 0 aim at `anchor · H_0`.
+Entropies are in nats per response token.
 """
 
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from entrostat.controller.measurement import Intake, Measurement, admit
+from entrostat.controller.measurement import RESOLUTION_NATS, Intake, Measurement, admit
 from entrostat.controller.thermostat import ThermostatState, anchor, thermostat_step
 from entrostat.controller.updates import (
     anchored_step,
@@ -137,7 +138,8 @@ class Reading(NamedTuple):
     brake: bool
     ceiling_orders: int
     sample_balance: float  # −1…1, of the next order
-    usual_entropy: float | None  # mean of all measurements the law accepted, nats
+    usual_entropy: float | None  # mean of the bonus's entropy over all measurements the law accepted, nats
+    initial_surprise: float | None  # −log π of the drawn tokens of the orders that made H_0, nats
 
 
 def initial_state(law: LawSettings, *, momentum: float = 0.9) -> LawState:
@@ -184,6 +186,9 @@ def law_step(law: LawSettings, state: LawState, measurement: Measurement) -> Law
     if intake.accepted == state.intake.accepted:
         return replace(state, intake=intake)
     entropy, target = measurement.entropy, _target(law, intake)
+    if target is not None and target < RESOLUTION_NATS:
+        # A share of nothing is no target: H_0 waits for an order with some entropy.
+        return replace(state, intake=replace(state.intake, frozen=state.intake.frozen + 1))
     match law, state:
         case FixedLaw(), FixedState():
             return replace(state, intake=intake)
@@ -227,6 +232,7 @@ def read(law: LawSettings, state: LawState) -> Reading:
         ceiling_orders=state.ceiling_orders if isinstance(state, ThermostatState) else 0,
         sample_balance=state.balance if isinstance(state, SampleBalanceState) else 0.0,
         usual_entropy=state.intake.usual_entropy,
+        initial_surprise=state.intake.initial_surprise,
     )
 
 

@@ -20,6 +20,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     # What H_0 is if this order is the last of those that make it, by someone who keeps their levels apart; None: the
     # token mean of those orders.
     initial: float | None = None
+    bonus: float | None = None  # the entropy that carries the bonus, where it is not `entropy`, nats
+    surprise: float | None = None  # −log π of the drawn tokens, where it is not `entropy`, nats
 
 
 class Intake(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,21 +31,24 @@ class Intake(msgspec.Struct, frozen=True, kw_only=True):
     accepted: int = 0
     frozen: int = 0  # measurements refused
     tokens: int = 0  # of the orders that make H_0 …
-    nats: float = 0.0  # … and their summed entropy
-    initial_entropy: float | None = None  # H_0, once known
-    usual_entropy: float | None = None  # mean of all accepted measurements, each counted once
+    nats: float = 0.0  # … their summed entropy …
+    surprise_nats: float = 0.0  # … and −log π
+    initial_entropy: float | None = None  # H_0, once known …
+    initial_surprise: float | None = None  # … and −log π of the same orders, nats per token
+    usual_entropy: float | None = None  # mean of the bonus's entropy over all accepted measurements, each counted once
 
 
 def admit(intake: Intake, measurement: Measurement, anchor_orders: int) -> Intake:
     """Counts a measurement in or refuses it; makes H_0 of the first `anchor_orders`, weighted by tokens.
 
-    Refused, and counted, are a measurement of no tokens, of an entropy that is not finite or negative, and of a version
+    Refused, and counted, are a measurement of no tokens, of a number that is not finite or negative, and of a version
     that is no newer than the last one accepted.
     """
     old = intake.last_version is not None and measurement.version <= intake.last_version
-    # Rounding may put the entropy of a policy without any just below 0.
-    possible = math.isfinite(measurement.entropy) and measurement.entropy > -RESOLUTION_NATS
-    if old or measurement.tokens <= 0 or not possible:
+    entropy = measurement.entropy
+    bonus = entropy if measurement.bonus is None else measurement.bonus
+    surprise = entropy if measurement.surprise is None else measurement.surprise
+    if old or measurement.tokens <= 0 or not all(map(_possible, (entropy, bonus, surprise))):
         return replace(intake, frozen=intake.frozen + 1)
     count = intake.accepted + 1
     before = 0.0 if intake.usual_entropy is None else intake.usual_entropy
@@ -51,13 +56,20 @@ def admit(intake: Intake, measurement: Measurement, anchor_orders: int) -> Intak
         intake,
         last_version=measurement.version,
         accepted=count,
-        usual_entropy=before + (measurement.entropy - before) / count,
+        usual_entropy=before + (bonus - before) / count,
     )
     if intake.initial_entropy is not None:
         return accepted
     tokens = intake.tokens + measurement.tokens
-    nats = intake.nats + measurement.tokens * measurement.entropy
+    nats = intake.nats + measurement.tokens * entropy
+    surprise_nats = intake.surprise_nats + measurement.tokens * surprise
+    summed = replace(accepted, tokens=tokens, nats=nats, surprise_nats=surprise_nats)
     if count < anchor_orders:
-        return replace(accepted, tokens=tokens, nats=nats)
+        return summed
     initial = nats / tokens if measurement.initial is None else measurement.initial
-    return replace(accepted, tokens=tokens, nats=nats, initial_entropy=initial)
+    return replace(summed, initial_entropy=initial, initial_surprise=surprise_nats / tokens)
+
+
+def _possible(entropy: float) -> bool:
+    """Whether a policy can have it; rounding may put the entropy of one without any just below 0."""
+    return math.isfinite(entropy) and entropy > -RESOLUTION_NATS

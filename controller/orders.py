@@ -41,7 +41,7 @@ def make_order(
         # Entropy is pressed down where it is, not where prompts are hard.
         weights = np.ones(len(reports))
     else:
-        weights = allocate(raw, reports, initial_entropy=law.initial_entropy, settings=weighting)
+        weights = allocate(raw, reports, initial_surprise=law.initial_surprise, settings=weighting)
     return TrainOrder(
         version=version,
         groups=tuple(

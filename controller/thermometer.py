@@ -132,6 +132,8 @@ def measure(
         entropy=whole if at_mix is None else at_mix,
         tokens=report.response_tokens,
         initial=mix.entropy if anchoring and at_mix is not None else None,
+        bonus=report.clamped_entropy,
+        surprise=report.sampled_entropy,
     )
     return measurement, mix
 

@@ -167,7 +167,7 @@ class WeightSettings(Settings, frozen=True, kw_only=True):
     half_life_versions: Positive = 50.0
     prior: Positive = 4.0  # m0, samples
     all_wrong_share: Share = 0.25  # of the bonus tokens at most; 0: none
-    entropy_ratio: Positive = 2.0  # no bonus for a group whose own entropy exceeds this many H_0
+    entropy_ratio: Positive = 2.0  # no bonus for a group whose −log π exceeds this many times its first mean
 
 
 class EntropySettings(Settings, frozen=True, kw_only=True):

@@ -289,7 +289,7 @@ def test_a_fixed_coefficient_stays_and_the_initial_entropy_is_known() -> None:
     law = FixedLaw(coefficient=0.02)
     state = fed(law, [0.3, 0.2, 0.1])[-1]
     reading = read(law, state)
-    assert reading == (0.02, None, None, None, 0.3, 0, False, 0, 0.0, reading.usual_entropy)
+    assert reading == (0.02, None, None, None, 0.3, 0, False, 0, 0.0, reading.usual_entropy, 0.3)
 
 
 def test_the_band_law_waits_for_its_warm_up() -> None:

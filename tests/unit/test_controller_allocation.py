@@ -38,7 +38,7 @@ def shares(
     normalise: bool = True,
 ) -> Float64:
     bounds = WeightSettings(all_wrong_share=all_wrong_share, cap=cap, normalise=normalise)
-    return allocate(np.array(weights), groups, initial_entropy=1.0, settings=bounds)
+    return allocate(np.array(weights), groups, initial_surprise=1.0, settings=bounds)
 
 
 def test_weights_are_normalised_by_tokens() -> None:
@@ -63,7 +63,7 @@ def test_an_order_without_an_advantage_signal_gets_no_bonus() -> None:
 def test_a_group_that_is_too_random_gets_no_bonus_and_the_others_no_more() -> None:
     calm, wild = group(2, surprise=1.9), group(2, surprise=2.1)
     assert shares([0.5, 0.5], [calm, wild]).tolist() == [1.0, 0.0]
-    free = allocate(np.array([0.5, 0.5]), [calm, wild], initial_entropy=None, settings=WeightSettings())
+    free = allocate(np.array([0.5, 0.5]), [calm, wild], initial_surprise=None, settings=WeightSettings())
     assert free.tolist() == [1.0, 1.0]
 
 
