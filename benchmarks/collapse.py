@@ -50,6 +50,7 @@ NO_MATHEMATICS = ("remote", "telemetry", "ipc", "shared_memory", "checkpoint", "
 CODE = (
     "benchmarks/collapse_run.py",
     "benchmarks/countdown/score.py",
+    "benchmarks/decoder.py",
     "benchmarks/loop.py",
     "benchmarks/torch_engine.py",
     "protocol/entropy_settings.py",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from benchmarks.decoder import Decoder
 from entrostat.protocol.arrays import Float32, Int32
 from entrostat.protocol.errors import WeightsRefused
 from entrostat.protocol.messages import FINISHED_LENGTH, FINISHED_STOP, PolicyVersion, Samples, WeightsManifest
@@ -88,8 +89,8 @@ class TorchEngine:
     def _draw(self, requests: Sequence[SampleRequest]) -> list[Completion]:
         count, temperature, limit = requests[0].samples, requests[0].temperature, requests[0].max_tokens
         logits, mask, cache = self._read([request.prompt_tokens for request in requests])
-        logits, mask = logits.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
-        cache.batch_repeat_interleave(count)
+        logits = logits.repeat_interleave(count, 0)
+        decoder = Decoder(self._model, cache, mask, count, limit)
         rows = torch.arange(len(logits))
         tokens = torch.full((len(rows), limit), self._end)
         logprobs = torch.zeros(len(rows), limit)
@@ -108,10 +109,9 @@ class TorchEngine:
                 break
             if float(going.float().mean()) < SPARSE:
                 kept = going.nonzero()[:, 0]
-                rows, drawn, mask = rows[kept], drawn[kept], mask[kept]
-                cache.batch_select_indices(kept)
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-            logits = self._next(drawn, mask, cache)
+                rows, drawn = rows[kept], drawn[kept]
+                decoder.keep(kept)
+            logits = decoder.next(drawn[:, 0])
         finish = torch.where(stopped, FINISHED_STOP, FINISHED_LENGTH)
         parts = (one.split(count) for one in (tokens, logprobs, lengths, finish))
         return [
@@ -127,16 +127,11 @@ class TorchEngine:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
             mask[row, width - len(prompt) :] = 1
-        cache = DynamicCache()
-        return self._next(ids, mask, cache), mask, cache
-
-    def _next(self, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
-        places = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        cache, places = DynamicCache(), (mask.cumsum(1) - 1).clamp(min=0)
         out = self._model(
             input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, logits_to_keep=1
         )
-        last: Tensor = out.logits[:, -1].float()
-        return last
+        return out.logits[:, -1].float(), mask, cache
 
     def _samples(self, tokens: Tensor, logprobs: Tensor, lengths: Tensor, finish: Tensor) -> Samples:
         drawn = torch.arange(tokens.shape[1]) < lengths[:, None]
