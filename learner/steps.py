@@ -59,12 +59,13 @@ def take(
     steps: list[Step] = []
     for part in minibatches(samples, settings.minibatches, settings.epochs, order.seed):
         here = where if steps_per_order(settings) == 1 else f"{where}, part {len(steps) + 1}"
+        unmoved = not steps
         if settings.measure_balance:
             measured, balance = accumulate_apart(
-                policy, reference, optimizer, part, objective, order.coefficient, here, seen
+                policy, reference, optimizer, part, objective, order.coefficient, here, seen, unmoved=unmoved
             )
         else:
-            measured, balance = accumulate(policy, reference, part, objective, here, seen), None
+            measured, balance = accumulate(policy, reference, part, objective, here, seen, unmoved=unmoved), None
         computed = time.perf_counter()
         norm = optimizer.step(rate, here)
         spent += time.perf_counter() - computed
