@@ -242,7 +242,8 @@ def method_notes(config: RunConfig) -> Iterator[str]:
     if isinstance(entropy.tokens, TopEntropyTokens) and gives_bonus(law) and not isinstance(law, FixedLaw):
         yield (
             "the law is told the mean over all response tokens, and the bonus is on "
-            f"{entropy.tokens.share:.0%} of them: what is held at its target is not what carries the bonus (unlike SIREN)"
+            f"{entropy.tokens.share:.0%} of them: what is held at its target is not what carries the bonus (unlike "
+            "SIREN)"
         )
     if _anchor(law) > 1:
         yield f"anchor = {_anchor(law):g} sets the target above the entropy the policy starts with"

@@ -15,7 +15,7 @@ NOTE = "the law is told the mean over all response tokens, and the bonus is on 2
         ([CHOSEN, "entropy.law.kind=quadratic"], True),
         ([CHOSEN], True),
         (["entropy.law.kind=quadratic"], False),
-        ([CHOSEN, "entropy.law.kind=fixed"], False),  # it asks for no measurement
+        ([CHOSEN, "entropy.law.kind=fixed", "entropy.law.coefficient=0.1"], False),  # it asks for no measurement
         ([CHOSEN, "entropy.law.kind=sample_balance"], False),  # it gives no bonus
     ],
 )
