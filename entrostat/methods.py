@@ -239,6 +239,12 @@ def method_notes(config: RunConfig) -> Iterator[str]:
         yield "the law gives no bonus: entropy.weight and entropy.tokens have nothing to share out"
     if isinstance(entropy.tokens, SmoothedTokens):
         yield "EPO's penalty is a constant: it lowers the reported bonus, has no gradient, and does not move the policy"
+    if isinstance(entropy.tokens, TopEntropyTokens) and gives_bonus(law) and not isinstance(law, FixedLaw):
+        yield (
+            "the law is told the mean over all response tokens, and the bonus is on "
+            f"{entropy.tokens.share:.0%} of them: what is held at its target is not what carries the bonus (unlike "
+            "SIREN)"
+        )
     if _anchor(law) > 1:
         yield f"anchor = {_anchor(law):g} sets the target above the entropy the policy starts with"
     if isinstance(law, BangBangLaw):

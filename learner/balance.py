@@ -29,6 +29,8 @@ def accumulate_apart(
     coefficient: float,
     where: str,
     survey: Survey | None = None,
+    *,
+    unmoved: bool = False,
 ) -> tuple[Measured, BalanceReport | None]:
     """`accumulate`, and the inner products of its two gradients in the optimizer's metric; None before its first step.
 
@@ -42,14 +44,14 @@ def accumulate_apart(
         NumericsError: as `accumulate`, or an inner product is not finite.
     """
     if not optimizer.has_moments:
-        return accumulate(policy, reference, samples, objective, where, survey), None
+        return accumulate(policy, reference, samples, objective, where, survey, unmoved=unmoved), None
     _check_weights(samples, coefficient, where)
     free = replace(objective, learner=msgspec.structs.replace(objective.learner, kl_coefficient=0.0))
     alone = [_bonus_alone(sample) for sample in samples]
     accumulate(policy, None, alone, free, where, None if survey is None else _survey_alone(survey))
     bonus = optimizer.gradients()
     optimizer.clear()
-    measured = accumulate(policy, reference, samples, objective, where, survey)
+    measured = accumulate(policy, reference, samples, objective, where, survey, unmoved=unmoved)
     bonus_push = optimizer.inner(bonus, bonus)
     # The gradients are those of −J and of −bonus: the signs cancel.
     policy_push = optimizer.inner(optimizer.gradients(), bonus) - coefficient * bonus_push

@@ -83,7 +83,9 @@ def sequence_log_ratio(logprob: Tensor, proximal: Tensor, row: Tensor) -> Tensor
     The value is the sequence's ratio, the geometric mean of its tokens' ratios, at each of its tokens; the gradient is
     the token's own. Source: the token form of GSPO (arXiv 2507.18071, GSPO-token), whose gradient, summed over a
     sequence whose tokens share one advantage, is |y_i| times that of the sequence form: the two are the same under
-    the aggregation `sequence_mean`, which is the paper's.
+    the aggregation `sequence_mean`, which is the paper's. Deviation: the importance weight ω that stands beside it is
+    each token's own π_prox/μ (`importance_weight`), not the sequence's; the paper, whose π_prox drew the samples, has
+    none. An `importance_cap` of 0, or `proximal = "behaviour"`, leaves ω out.
     """
     own = logprob.detach()
     gap = own - proximal.detach()

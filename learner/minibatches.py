@@ -1,6 +1,14 @@
-"""An order cut into the samples of each of its optimizer steps."""
+"""An order cut into the samples of each of its optimizer steps.
+
+The controller bounds what groups without an advantage signal get of the bonus, for the order as a whole. Adam scales
+what it is given to a full step, so that a part of such groups alone would be a step on nothing but their bonus. Hence
+groups with and without a signal are spread evenly over the parts, and a part that holds no signal all the same has no
+positive bonus. The bound on the share of all-wrong groups is the order's: a part keeps it as nearly as it has its share
+of the groups.
+"""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,8 +18,9 @@ from entrostat.learner.batching import Sample
 def minibatches(samples: Sequence[Sample], count: int, epochs: int, seed: int) -> Iterator[tuple[Sample, ...]]:
     """`count` parts of nearly equal numbers of whole groups, `epochs` times over, each time cut anew by the seed.
 
-    Groups without a response token take no part, unless all are; with fewer groups than `count` there are as many parts
-    as groups. A single part holds all samples as they came.
+    The numbers of groups with an advantage signal differ by one at most between an epoch's parts, and so do those of
+    groups without one and those of all. Groups without a response token take no part, unless all are; with fewer groups
+    than `count` there are as many parts as groups. A single part holds all samples as they came.
     """
     groups: dict[int, list[Sample]] = {}
     for sample in samples:
@@ -23,5 +32,25 @@ def minibatches(samples: Sequence[Sample], count: int, epochs: int, seed: int) -
             yield tuple(samples)
             continue
         shuffled = random.permutation(len(taught))
-        for places in np.array_split(shuffled, min(count, len(taught))):
-            yield tuple(sample for place in places for sample in taught[place])
+        dealt = sorted(shuffled, key=lambda place: not has_signal(taught[place]))
+        parts = min(count, len(taught))
+        # The parts that are dealt one more are not always the first.
+        for first in random.permutation(parts):
+            yield tuple(sample for place in dealt[first::parts] for sample in taught[place])
+
+
+def has_signal(samples: Sequence[Sample]) -> bool:
+    """Whether a response token of the samples has an advantage in the policy term."""
+    return any(one.counts and one.in_policy and one.advantage and one.response_length for one in samples)
+
+
+def bounded(part: tuple[Sample, ...]) -> tuple[Sample, ...]:
+    """The part without a bonus if it holds no advantage signal: λ_q and w̄_q are 0.
+
+    A negative λ_q stays: it presses the entropy down where it is, whatever the rewards are. So the controller has it
+    with an order as a whole (controller/allocation.py, controller/orders.py). One that is not a number stays too, for
+    the step to refuse it.
+    """
+    if has_signal(part):
+        return part
+    return tuple(replace(one, weight=0.0, coefficient=0.0) if one.coefficient >= 0.0 else one for one in part)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from entrostat.learner.balance import accumulate_apart
 from entrostat.learner.batching import Sample
 from entrostat.learner.forward import PerToken
-from entrostat.learner.minibatches import minibatches
+from entrostat.learner.minibatches import bounded, minibatches
 from entrostat.learner.objective import Objective, needs_survey, steps_per_order
 from entrostat.learner.optimizer import Optimizer
 from entrostat.learner.policy import Policy
@@ -46,7 +46,7 @@ def take(
     rate: float,
     where: str,
 ) -> Taken:
-    """Makes all of the order's steps at learning rate `rate`.
+    """Makes all of the order's steps at learning rate `rate`; one without an advantage signal has no positive bonus.
 
     Raises:
         NumericsError: a measurement, a term of J or a gradient is not finite. That step is not made; those of the order
@@ -57,14 +57,15 @@ def take(
     seen = survey(policy, reference, samples, objective, order.seed, where) if needs_survey(objective) else None
     samples = tuple(samples) if seen is None else seen.samples
     steps: list[Step] = []
-    for part in minibatches(samples, settings.minibatches, settings.epochs, order.seed):
+    for part in map(bounded, minibatches(samples, settings.minibatches, settings.epochs, order.seed)):
         here = where if steps_per_order(settings) == 1 else f"{where}, part {len(steps) + 1}"
+        unmoved = not steps
         if settings.measure_balance:
             measured, balance = accumulate_apart(
-                policy, reference, optimizer, part, objective, order.coefficient, here, seen
+                policy, reference, optimizer, part, objective, order.coefficient, here, seen, unmoved=unmoved
             )
         else:
-            measured, balance = accumulate(policy, reference, part, objective, here, seen), None
+            measured, balance = accumulate(policy, reference, part, objective, here, seen, unmoved=unmoved), None
         computed = time.perf_counter()
         norm = optimizer.step(rate, here)
         spent += time.perf_counter() - computed

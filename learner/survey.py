@@ -26,7 +26,7 @@ from entrostat.protocol.learner_settings import ClipCov, KlCov
 class Settled:
     """What no update of the order changes any more, `[T]`."""
 
-    logprob: Tensor  # nats, of the policy before the first update
+    logprob: Tensor  # nats, of the policy before the first update; in the first step the gradient pass's own
     entropy: Tensor  # H of it, nats
     policy: Tensor  # bool: in the policy term
     bonus: Tensor  # bool: in the entropy term

@@ -12,12 +12,14 @@ entropy term always is a token mean. It carries no importance weight and no clip
 whole prefixes. ∇ of the state distribution is left out too, as in the papers.
 
 The ratio in L is against π_prox, the policy before the order's first update: with one step per order it is 1 and
-clipping never acts.
+clipping never acts. In an order's first step π_prox is taken from the gradient pass itself and not from the survey,
+whose log-probs differ from it by rounding: the penalty of KL-Cov, β|log π_θ − log π_prox|, would make of that a
+gradient of ±β by chance.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -48,6 +50,8 @@ def accumulate(
     objective: Objective,
     where: str,
     survey: Survey | None = None,
+    *,
+    unmoved: bool = False,
 ) -> Measured:
     """Adds the gradient of −J over all samples to the policy's parameters, micro-batch by micro-batch.
 
@@ -58,6 +62,7 @@ def accumulate(
         objective: what is maximised.
         where: names the step in errors.
         survey: of the order that the samples are from, where the objective needs one.
+        unmoved: no update of the order came before, so that the policy is π_prox.
 
     Raises:
         NumericsError: a coefficient or a term of J is not finite, or there is no response token.
@@ -77,6 +82,8 @@ def accumulate(
             pulled = None if reference is None else anchor(reference, theirs, batch, objective)
             now = evaluate(policy, ours, batch, objective)
             settled = settled_by(now, batch) if survey is None else survey.settled_of(chosen, policy.device)
+            if unmoved:
+                settled = replace(settled, logprob=now.logprob.detach())
             terms, cut = terms_of(now, settled, pulled, batch, objective, count)
             (-terms.sum()).backward()
             totals += terms.detach()

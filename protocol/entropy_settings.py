@@ -37,7 +37,12 @@ class AllTokens(Settings, frozen=True, kw_only=True, tag_field="kind", tag="all"
 
 
 class TopEntropyTokens(Settings, frozen=True, kw_only=True, tag_field="kind", tag="top_entropy"):
-    """Only the `share` of the order's response tokens with the highest entropy."""
+    """Only the `share` of the order's response tokens with the highest entropy (SIREN).
+
+    Deviation: the bonus is the sum over the chosen tokens divided by the number of all response tokens, N_H, while the
+    law is told the mean over all response tokens, not that of the chosen ones. What the law holds at its target is not
+    what carries the bonus.
+    """
 
     share: Annotated[float, Meta(gt=0, le=1)] = 0.2
 
