@@ -23,6 +23,7 @@ class Estimator:
 
 
 def top_k(k: int) -> Estimator:
+    """The estimator over the k most likely tokens."""
     return Estimator(
         lambda z: top_k_entropy(z, k),
         lambda z: top_k_mass(z, k),
@@ -32,6 +33,7 @@ def top_k(k: int) -> Estimator:
 
 
 def nucleus(mass: float) -> Estimator:
+    """The estimator over the fewest most likely tokens that have this mass."""
     return Estimator(
         lambda z: nucleus_entropy(z, mass),
         lambda z: nucleus_mass(z, mass),
@@ -46,12 +48,14 @@ def ranking(row: NDArray[np.float64]) -> list[int]:
 
 
 def probabilities(row: NDArray[np.float64]) -> list[float]:
+    """Softmax."""
     peak = max(row)
     weights = [math.exp(z - peak) for z in row]
     return [weight / math.fsum(weights) for weight in weights]
 
 
 def nucleus_by_definition(row: NDArray[np.float64], mass: float) -> list[int]:
+    """The ids of the nucleus: down the ranking until the mass is reached."""
     shares = probabilities(row)
     kept: list[int] = []
     for token in ranking(row):
@@ -74,6 +78,7 @@ def entropy_by_definition(row: NDArray[np.float64], kept: list[int]) -> tuple[fl
 
 
 def ids_of(kept: TokenSet, logits: torch.Tensor) -> list[list[int]]:
+    """The kept ids of each row, however the set is written."""
     match kept:
         case None:
             return [list(range(logits.shape[-1]))] * len(logits)
@@ -84,4 +89,5 @@ def ids_of(kept: TokenSet, logits: torch.Tensor) -> list[list[int]]:
 
 
 def random_logits(rows: int = 6, vocabulary: int = 37) -> torch.Tensor:
+    """The same float64 logits each time, [rows, vocabulary]."""
     return torch.randn(rows, vocabulary, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 3

@@ -54,6 +54,7 @@ def small_file(folder: Path) -> Path:
 
 
 def refused(file: Path, *overrides: str) -> str:
+    """What is said of a configuration that must not load."""
     with pytest.raises(ConfigError) as caught:
         load(file, overrides)
     assert caught.value.exit_code == 2
@@ -61,6 +62,7 @@ def refused(file: Path, *overrides: str) -> str:
 
 
 def edited(file: Path, old: str, new: str) -> Path:
+    """The file, written anew with one part of `SMALL` replaced."""
     assert old in SMALL
     file.write_text(SMALL.replace(old, new))
     return file

@@ -20,6 +20,7 @@ def book(
     left_out: int = 0,
     kept: int = 0,
 ) -> LeaseBook:
+    """A book of leases of eight samples, over prompts in a shuffled order."""
     rules = LeaseRules(
         batch=batch,
         max_staleness=staleness,
@@ -37,5 +38,6 @@ def book(
 def granted(
     leases: LeaseBook, room: int, *, serves: int = 0, newest: int | None = None, at: float = 0.0
 ) -> list[Lease]:
+    """What `ACTOR` gets when it has this much room; nothing newer than what it serves is published by default."""
     newest = serves if newest is None else newest
     return list(leases.grant(ACTOR, room=room, serves=version(serves), newest=version(newest), at=at))

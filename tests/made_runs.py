@@ -54,6 +54,7 @@ class MadeUp:
 
 
 def calibrated(path: Path, target: Path, trial: calibrate.Trial, *overrides: str) -> tuple[Findings, str]:
+    """What is found and proposed with as many steps as by default."""
     settings = config.load(path, overrides)
     steps = calibrate.trial_steps(settings, None, None)
     return calibrate.calibrate(settings, target, trial, *steps, keep_earlier=False)

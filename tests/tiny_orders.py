@@ -21,11 +21,13 @@ PARTS = {"minibatches": 3, "epochs": 2}
 
 
 def objective(**changes: object) -> Objective:
+    """Clamped entropy at temperature 0.8, in microbatches that part the groups."""
     learner = msgspec.structs.replace(LearnerSettings(lr=RATE, microbatch_tokens=60), **changes)
     return Objective(learner=learner, estimator=ClampedEntropy(drop_fraction=0.25), temperature=0.8)
 
 
 def groups_of_all_kinds() -> list[Group]:
+    """Mixed rewards, all wrong, one sample truncated; begun at versions 0, 1, 0 and 3."""
     return [
         make_group(0),
         make_group(1, rewards=(0.0, 0.0), started=1),
@@ -35,19 +37,23 @@ def groups_of_all_kinds() -> list[Group]:
 
 
 def ordered(groups: list[Group], version: PolicyVersion = VERSION, **changes: Any) -> TrainOrder:
+    """An order for these groups at the coefficient 0.3, with other weights for each."""
     return make_order(groups, version, 0.3, weights=(1.0, 2.0, 0.5, 0.25), seed=11, **changes)
 
 
 def samples_of(wanted: Objective) -> tuple[Sample, ...]:
+    """The samples of the groups of all kinds, as the learner sees them."""
     groups = groups_of_all_kinds()
     return tuple(flatten(ordered(groups).groups, groups, wanted.learner))
 
 
 def taken_by(policy: Policy, wanted: Objective, optimizer: Optimizer | None = None) -> Any:
+    """What the steps of the order found that this policy took."""
     optimizer = optimizer or Optimizer(policy.model.named_parameters(), wanted.learner)
     order = ordered(groups_of_all_kinds())
     return take(policy, None, optimizer, samples_of(wanted), wanted, order, RATE, "step 1")
 
 
 def weights_of(policy: Policy) -> list[torch.Tensor]:
+    """A copy of the policy's weights."""
     return [weight.detach().clone() for weight in policy.model.parameters()]
