@@ -24,15 +24,14 @@ from pathlib import Path
 
 import torch
 from reasoning_gym.games.countdown import QUESTION_FORMAT_TEMPLATE, CountdownConfig, CountdownDataset
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from examples.starter.make_starter import (
-    CONTEXT,
     EOS,
     PAD,
     UNKNOWN,
     begun,
+    by_character,
     make_model,
     padded,
     sampled,
@@ -78,19 +77,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     words = (*pieces, "<answer>", "</answer>", ", ")
     characters = tuple(string.digits + string.punctuation + " \n")
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys((PAD, EOS, UNKNOWN, *words, *characters)))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     longest_first = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{longest_first}|[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNKNOWN,
-        model_max_length=CONTEXT,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
+    return by_character(vocabulary, longest_first)
 
 
 def expression(rng: random.Random, numbers: list[int], operators: dict[str, float]) -> str:

@@ -74,9 +74,14 @@ SORTED_BATCHES = 8  # drawn at once and sorted by length, against padding
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per character, but for the prompt's words and the answer's tags. Anything not in ASCII is `<unk>`."""
     vocabulary = {token: number for number, token in enumerate((PAD, EOS, UNKNOWN, *WORDS, *SIGNS, *CHARACTERS))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     escaped = "|".join(word.replace("+", r"\+") for word in (*WORDS, *SIGNS))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{escaped}|[\s\S]"), behavior="isolated")
+    return by_character(vocabulary, escaped)
+
+
+def by_character(vocabulary: dict[str, int], whole: str) -> PreTrainedTokenizerFast:
+    """One token per character, but for what the regular expression `whole` matches."""
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{whole}|[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
