@@ -1,6 +1,8 @@
 """Settings for every test: no telemetry, no cluster but the test's own, real test data only where it is."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,12 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
+def quickstart() -> Path:
+    """The shipped configuration that `make demo` trains."""
+    return REPOSITORY / "deploy/runs/quickstart.toml"
+
+
+@pytest.fixture(scope="session")
 def starter() -> Path:
     """The committed starter policy."""
     return REPOSITORY / "examples/starter/policy"
@@ -30,3 +38,14 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("real problem sets: set ENTROSTAT_TEST_DATA to the folder that holds data/gsm8k_test.jsonl")
     return Path(folder) / "data"
+
+
+@pytest.fixture
+def logs() -> Iterator[None]:
+    """Closes the log files that a test opens."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in [handler for handler in root.handlers if handler not in before]:
+        root.removeHandler(handler)
+        handler.close()

@@ -262,3 +262,13 @@ def sums_up(counts: LeaseCounts) -> bool:
     """Whether every lease granted is under way or ended in exactly one way."""
     ends = counts.trained + counts.filtered + counts.expired + counts.stale + counts.lost + counts.rewound
     return counts.granted == counts.running + counts.ready + counts.ordered + ends
+
+
+def sample(s: Scene, corrects: list[int]) -> list[Lease]:
+    """Takes a lease for each group and finishes it with so many right of four."""
+    leases = []
+    for correct in corrects:
+        (lease,) = s.pulse(room=1).leases
+        s.pulse(reports=(group_of(lease, correct=correct),))
+        leases.append(lease)
+    return leases

@@ -13,7 +13,6 @@ product, which it hardly ever writes, though it has learnt how.
     python -m benchmarks.countdown.make_policy --measure  # only measures the policy that is there
 """
 
-import argparse
 import logging
 import random
 import re
@@ -25,10 +24,20 @@ from pathlib import Path
 
 import torch
 from reasoning_gym.games.countdown import QUESTION_FORMAT_TEMPLATE, CountdownConfig, CountdownDataset
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from examples.starter.make_starter import CONTEXT, EOS, PAD, UNKNOWN, make_model, padded, teach, write_policy
+from examples.starter.make_starter import (
+    EOS,
+    PAD,
+    UNKNOWN,
+    begun,
+    by_character,
+    make_model,
+    padded,
+    sampled,
+    teach,
+    write_policy,
+)
 
 log = logging.getLogger("make_policy")
 
@@ -57,6 +66,7 @@ NUMBERS = {3: 0.75, 4: 0.25}  # share of problems
 FAIR = {"+": 1.0, "-": 1.0, "*": 1.0}  # operators of the targets shown otherwise
 BRACKETS = 0.2  # share of expressions with a pair of them
 TARGETS = (1, 200)
+LONGEST_RESPONSE = 32  # tokens
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -67,19 +77,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     words = (*pieces, "<answer>", "</answer>", ", ")
     characters = tuple(string.digits + string.punctuation + " \n")
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys((PAD, EOS, UNKNOWN, *words, *characters)))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     longest_first = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{longest_first}|[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNKNOWN,
-        model_max_length=CONTEXT,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
+    return by_character(vocabulary, longest_first)
 
 
 def expression(rng: random.Random, numbers: list[int], operators: dict[str, float]) -> str:
@@ -146,11 +145,7 @@ def measure(folder: Path, numbers: int, prompts: int, samples: int) -> tuple[flo
     entries = [dataset[number] for number in range(prompts)]
     solved = torch.zeros(prompts, samples)
     for row, entry in enumerate(entries):
-        inputs = tokenizer([entry["question"] + "\n"], return_tensors="pt")
-        inputs.pop("token_type_ids", None)
-        with torch.inference_mode():
-            out = model.generate(**inputs, num_return_sequences=samples, max_new_tokens=32)
-        texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = sampled(model, tokenizer, [entry["question"]], samples=samples, longest=LONGEST_RESPONSE)
         if row < 2:
             log.info("%s\n%s", entry["question"].split("\n")[0], texts[:6])
         for column, text in enumerate(texts):
@@ -161,15 +156,7 @@ def measure(folder: Path, numbers: int, prompts: int, samples: int) -> tuple[flo
 
 def main() -> None:
     """Make the policy, unless only a measurement is asked for, and print how often it is right."""
-    here = Path(__file__).parent
-    parser = argparse.ArgumentParser(description="Make and measure the countdown policy.")
-    parser.add_argument("--folder", type=Path, default=here / "policy", help="where the policy is written")
-    parser.add_argument("--measure", action="store_true", help="only measure the policy that is there")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; another number changes the last digits")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(SEED)
+    arguments = begun("Make and measure the countdown policy.", Path(__file__).parent / "policy", SEED)
     if not arguments.measure:
         tokenizer = make_tokenizer()
         model = make_model(tokenizer)

@@ -74,9 +74,14 @@ SORTED_BATCHES = 8  # drawn at once and sorted by length, against padding
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per character, but for the prompt's words and the answer's tags. Anything not in ASCII is `<unk>`."""
     vocabulary = {token: number for number, token in enumerate((PAD, EOS, UNKNOWN, *WORDS, *SIGNS, *CHARACTERS))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     escaped = "|".join(word.replace("+", r"\+") for word in (*WORDS, *SIGNS))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{escaped}|[\s\S]"), behavior="isolated")
+    return by_character(vocabulary, escaped)
+
+
+def by_character(vocabulary: dict[str, int], whole: str) -> PreTrainedTokenizerFast:
+    """One token per character, but for what the regular expression `whole` matches."""
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{whole}|[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -220,6 +225,18 @@ def write_policy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, fo
         beside.rename(folder)
 
 
+def sampled(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, questions: list[str], *, samples: int, longest: int
+) -> list[str]:
+    """So many responses to each question at temperature 1, all of the first question's first."""
+    inputs = tokenizer([question + "\n" for question in questions], return_tensors="pt", padding=True)
+    inputs.pop("token_type_ids", None)
+    with torch.inference_mode():
+        outputs = model.generate(**inputs, num_return_sequences=samples, max_new_tokens=longest)
+    texts: list[str] = tokenizer.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts
+
+
 def measure(folder: Path, terms: int, prompts: int, samples: int) -> tuple[float, float]:
     """pass@1 and pass@`samples` at temperature 1, on problems of reasoning-gym's own, by its own scorer."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -228,11 +245,8 @@ def measure(folder: Path, terms: int, prompts: int, samples: int) -> tuple[float
         "chain_sum", min_terms=terms, max_terms=terms, min_digits=1, max_digits=2, seed=1_000_000, size=prompts
     )
     entries = [dataset[number] for number in range(prompts)]
-    inputs = tokenizer([entry["question"] + "\n" for entry in entries], return_tensors="pt", padding=True)
-    inputs.pop("token_type_ids", None)
-    with torch.inference_mode():
-        outputs = model.generate(**inputs, num_return_sequences=samples, max_new_tokens=LONGEST_RESPONSE)
-    texts = tokenizer.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    questions = [entry["question"] for entry in entries]
+    texts = sampled(model, tokenizer, questions, samples=samples, longest=LONGEST_RESPONSE)
     rewards = torch.tensor(
         [dataset.score_answer(extract_answer(text), entries[row // samples]) for row, text in enumerate(texts)]
     ).view(prompts, samples)
@@ -240,18 +254,22 @@ def measure(folder: Path, terms: int, prompts: int, samples: int) -> tuple[float
     return solved.float().mean().item(), solved.any(dim=1).float().mean().item()
 
 
-def main() -> None:
-    """Make the policy, unless only a measurement is asked for, and print how often it is right."""
-    here = Path(__file__).parent
-    parser = argparse.ArgumentParser(description="Make and measure the starter policy.")
-    parser.add_argument("--folder", type=Path, default=here / "policy", help="where the policy is written")
+def begun(description: str, folder: Path, seed: int) -> argparse.Namespace:
+    """What the command line asks for, with the log, the threads and the seed set for it."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--folder", type=Path, default=folder, help="where the policy is written")
     parser.add_argument("--measure", action="store_true", help="only measure the policy that is there")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; another number changes the last digits")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(arguments.threads)
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
+    return arguments
 
+
+def main() -> None:
+    """Make the policy, unless only a measurement is asked for, and print how often it is right."""
+    arguments = begun("Make and measure the starter policy.", Path(__file__).parent / "policy", SEED)
     if not arguments.measure:
         tokenizer = make_tokenizer()
         model = make_model(tokenizer)

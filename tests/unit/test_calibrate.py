@@ -1,64 +1,22 @@
-"""`entrostat calibrate`: what it runs, what it proposes, and what it leaves behind, with runs that are made up."""
+"""`entrostat calibrate`: what it runs, what it refuses and what it leaves behind, with runs that are made up."""
 
-import logging
-import math
-import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from rich.console import Console
 
-from entrostat import calibrate, cli, config, proposal, rows, toml
+from entrostat import calibrate, cli, config, proposal, rows
 from entrostat import directory as directories
-from entrostat.calibration import DRIFT_FLOOR
 from entrostat.config import RunConfig
 from entrostat.controller.state import Controller
-from entrostat.proposal import Findings
-from entrostat.protocol.entropy_settings import (
-    AnchoredLaw,
-    BandLaw,
-    BangBangLaw,
-    FixedLaw,
-    LawSettings,
-    PiLaw,
-    ThermostatLaw,
-)
+from entrostat.protocol.entropy_settings import FixedLaw
 from entrostat.protocol.errors import BadInput, ConfigError, Interrupted, Stalled
 from entrostat.protocol.messages import BalanceReport
 from entrostat.rows import MetricsRow, read_metrics
 from tests.made_messages import plain_report, run_of
-from tests.made_rows import metrics_row
+from tests.made_runs import BALANCE, DRIFT, MadeUp, calibrated
 
-DRIFT, H_0, BALANCE = 0.03, 0.23, 0.06
-
-
-class MadeUp:
-    """A policy whose ln H falls by `DRIFT·(1 − c/truth)` per step, and whose gradients claim `BALANCE`."""
-
-    def __init__(self, truth: float = BALANCE) -> None:
-        self.truth = truth
-        self.configs: dict[str, RunConfig] = {}
-
-    def __call__(self, config: RunConfig, path: Path) -> list[MetricsRow]:
-        law = config.entropy.law
-        assert isinstance(law, FixedLaw)
-        self.configs[path.name] = config
-        slope = -DRIFT * (1.0 - law.coefficient / self.truth)
-        made = directories.create(path, "", keep_earlier=False)
-        made_rows = [self.row(step, slope, config.learner.measure_balance) for step in range(1, config.run.steps + 1)]
-        made.metrics.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in made_rows))
-        made.close()
-        return made_rows
-
-    def row(self, step: int, slope: float, measured: bool) -> MetricsRow:
-        entropy = H_0 * math.exp(slope * (step - 2) + 0.01 * math.sin(7.0 * step))
-        push = -BALANCE * (1.0 + 0.2 * math.sin(5.0 * step)) if measured and step > 1 else None
-        bonus = None if push is None else 1.0
-        return metrics_row(
-            step, clamped_entropy_nats=entropy, entropy_nats=1.01 * entropy, policy_push=push, bonus_push=bonus
-        )
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 class Fails(MadeUp):
@@ -76,37 +34,6 @@ class Fails(MadeUp):
             made.close()
             raise self.error
         return super().__call__(config, path)
-
-
-@pytest.fixture(autouse=True)
-def no_log_stays_open() -> Iterator[None]:
-    root = logging.getLogger()
-    before = list(root.handlers)
-    yield
-    for handler in [handler for handler in root.handlers if handler not in before]:
-        root.removeHandler(handler)
-        handler.close()
-
-
-@pytest.fixture
-def quickstart(repository: Path) -> Path:
-    return repository / "deploy/runs/quickstart.toml"
-
-
-def calibrated(path: Path, target: Path, trial: calibrate.Trial, *overrides: str) -> tuple[Findings, str]:
-    settings = config.load(path, overrides)
-    steps = calibrate.trial_steps(settings, None, None)
-    return calibrate.calibrate(settings, target, trial, *steps, keep_earlier=False)
-
-
-def pasted(path: Path, text: str, folder: Path) -> RunConfig:
-    """The configuration with the proposal's text in place of its own [entropy.law], as a user would paste it."""
-    table, _ = toml.read(path)
-    table["model"]["path"] = str((path.parent / table["model"]["path"]).resolve())
-    table.get("entropy", {}).pop("law", None)
-    changed = folder / "pasted.toml"
-    changed.write_text(toml.write(table) + "\n" + text)
-    return config.load(changed)
 
 
 # ── what is run ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -193,100 +120,6 @@ def test_the_pushes_reach_the_rows_where_they_are_measured(balance: BalanceRepor
         memory_gib=0.0,
     )
     assert (row.policy_push, row.bonus_push) == ((None, None) if balance is None else (-0.5, 8.0))
-
-
-# ── what is proposed ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_what_is_proposed_is_what_was_made_up(quickstart: Path, tmp_path: Path) -> None:
-    findings, text = calibrated(quickstart, tmp_path / "c", MadeUp())
-    law = pasted(quickstart, text, tmp_path).entropy.law
-    assert isinstance(law, ThermostatLaw)
-    assert law.balance == pytest.approx(BALANCE, rel=0.1)
-    assert law.drift == pytest.approx(DRIFT, rel=0.1)
-    assert findings.initial_entropy == pytest.approx(H_0, rel=0.02)
-    assert 0.01 <= law.noise < 0.03
-    assert "Confirmed" in text
-    assert (tmp_path / "c/proposal.toml").read_text() == text
-
-
-def test_a_balance_that_does_not_hold_is_corrected_and_says_so(quickstart: Path, tmp_path: Path) -> None:
-    _, text = calibrated(quickstart, tmp_path / "c", MadeUp(truth=3.0 * BALANCE))
-    law = tomllib.loads(text)["entropy"]["law"]
-    assert law["balance"] == pytest.approx(3.0 * BALANCE, rel=0.2)
-    assert "corrected by a factor of" in text
-
-
-@pytest.mark.parametrize("overrides", [[], ["entropy.law.kind=fixed"], ["entropy.measured=full"]])
-def test_the_proposal_loads_in_place_of_the_configurations_law(
-    quickstart: Path, tmp_path: Path, overrides: list[str]
-) -> None:
-    _, text = calibrated(quickstart, tmp_path / "c", MadeUp(), *overrides)
-    assert isinstance(pasted(quickstart, text, tmp_path).entropy.law, ThermostatLaw)
-
-
-def test_each_law_that_is_commented_out_loads_too(quickstart: Path, tmp_path: Path) -> None:
-    _, text = calibrated(quickstart, tmp_path / "c", MadeUp())
-    found = []
-    for block in text.split("\n\n")[2:]:
-        plain = [line.removeprefix("# ") for line in block.splitlines()]
-        table = "\n".join(plain[plain.index("[entropy.law]") :])
-        found.append(pasted(quickstart, table, tmp_path).entropy.law)
-    assert [type(law) for law in found] == [BandLaw, BangBangLaw, AnchoredLaw]
-    band = found[0]
-    assert isinstance(band, BandLaw)
-    target = 0.6 * H_0
-    assert (band.low, band.high) == pytest.approx((0.9 * target, 1.1 * target), rel=0.03)
-    assert (band.floor, band.ceiling) == pytest.approx((band.initial / 100, 10 * band.initial), rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("law", "expected"),
-    [
-        (ThermostatLaw(anchor=0.55), 0.55),
-        (AnchoredLaw(anchor=0.4), 0.4),
-        (BangBangLaw(target=0.115), 0.5),
-        (PiLaw(anchor=0.8), 0.8),
-        (FixedLaw(), 0.7),
-        (BandLaw(initial=1e-3, floor=1e-4, ceiling=1e-2, low=0.1, high=0.2, rate=1e-3), 0.7),
-    ],
-)
-def test_the_target_stays_the_configurations(law: LawSettings, expected: float) -> None:
-    assert proposal.anchor(law, 0.23) == expected
-
-
-def test_what_is_no_property_of_the_policy_stays(quickstart: Path, tmp_path: Path) -> None:
-    settings = [
-        "entropy.law.lag=3",
-        "entropy.law.ceiling_ratio=5.0",
-        "entropy.law.anchor_orders=4",
-        "entropy.law.pace=0.2",
-    ]
-    _, text = calibrated(quickstart, tmp_path / "c", MadeUp(), *settings)
-    law = tomllib.loads(text)["entropy"]["law"]
-    assert (law["lag"], law["ceiling_ratio"], law["anchor_orders"], law["pace"], law["anchor"]) == (3, 5.0, 4, 0.2, 0.6)
-
-
-def test_an_entropy_that_does_not_fall_gives_a_floor_and_says_so(quickstart: Path, tmp_path: Path) -> None:
-    class Still(MadeUp):
-        def row(self, step: int, slope: float, measured: bool) -> MetricsRow:
-            return super().row(step, 0.0, measured)
-
-    _, text = calibrated(quickstart, tmp_path / "c", Still())
-    words = " ".join(text.replace("#", " ").split())
-    assert "does not fall distinguishably" in words
-    assert "steepest fall not ruled out" in words
-    assert "That confirms little" in words
-    assert tomllib.loads(text)["entropy"]["law"]["drift"] == pytest.approx(DRIFT_FLOOR, rel=0.2)
-
-
-def test_the_table_shows_each_number_beside_the_configured_one(quickstart: Path, tmp_path: Path) -> None:
-    findings, _ = calibrated(quickstart, tmp_path / "c", MadeUp())
-    console = Console(width=160, record=True)
-    calibrate.show(console, config.load(quickstart), findings)
-    text = console.export_text()
-    for part in ("H_0", "anchor", "balance", "drift", "lag", "box", "noise", "pace", "0.06", "Confirmed"):
-        assert part in text
 
 
 # ── what is left behind ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
@@ -39,17 +38,6 @@ class Discards:
 def run_frame(directory: Path, *, lease_seconds: float = 60.0, port: int = 0, law: LawSettings = FIXED) -> UInt8:
     """The settings as they reach the controller."""
     return wire.encode(run_of(directory=str(directory), lease_seconds=lease_seconds, port=port, law=law))
-
-
-@pytest.fixture
-def logs() -> Iterator[None]:
-    """Closes the log files that a test opens."""
-    root = logging.getLogger()
-    before = list(root.handlers)
-    yield
-    for handler in [handler for handler in root.handlers if handler not in before]:
-        root.removeHandler(handler)
-        handler.close()
 
 
 @pytest.fixture

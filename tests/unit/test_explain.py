@@ -6,11 +6,6 @@ from entrostat.config import load
 from entrostat.explain import explain, parameter_count
 
 
-@pytest.fixture
-def quickstart(repository: Path) -> Path:
-    return repository / "deploy/runs/quickstart.toml"
-
-
 def test_the_quickstart_is_told_in_the_one_vocabulary(quickstart: Path) -> None:
     said = " ".join(explain(load(quickstart, ["run.steps=120", "rollout.max_staleness=1"])).split())
     assert "together 512 prompts" in said

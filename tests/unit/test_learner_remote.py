@@ -13,15 +13,10 @@ from tests.made_messages import run_of
 
 
 @pytest.fixture
-def buffer(tmp_path: Path) -> Iterator[BufferActor]:
-    root = logging.getLogger()
-    before = list(root.handlers)
+def buffer(tmp_path: Path, logs: None) -> Iterator[BufferActor]:
     made = BufferActor(wire.encode(run_of(directory=str(tmp_path))))
     yield made
     made._exporter.close()
-    for handler in [handler for handler in root.handlers if handler not in before]:
-        root.removeHandler(handler)
-        handler.close()
 
 
 def test_the_buffers_log_is_a_file_of_the_run_and_tells_everything_once(buffer: BufferActor, tmp_path: Path) -> None:

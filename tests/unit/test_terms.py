@@ -18,9 +18,10 @@ from entrostat.learner.update import accumulate
 from entrostat.protocol.entropy_settings import AllTokens, ClampedEntropy, SmoothedTokens, TopEntropyTokens
 from entrostat.protocol.errors import NumericsError
 from entrostat.protocol.learner_settings import Cispo, ClipCov, Gspo, KlCov, LearnerSettings, PolicyLoss, PpoClip
-from entrostat.protocol.messages import Group, PolicyVersion
+from entrostat.protocol.messages import PolicyVersion
 from tests.objective_oracle import Said, objective_by_definition, said_of_all
-from tests.tiny_policy import in_float64, loaded, make_group, make_order, make_policy, moved
+from tests.tiny_orders import groups_of_all_kinds
+from tests.tiny_policy import in_float64, loaded, make_order, make_policy, moved
 
 VERSION = PolicyVersion(branch=0, step=0)
 SEED = 5
@@ -81,15 +82,6 @@ def old(before: Policy) -> dict[int, Said]:
 @pytest.fixture(scope="module")
 def pulled(reference: Policy) -> dict[int, Said]:
     return said_of_all(reference, samples_of(objective({})), objective({}))
-
-
-def groups_of_all_kinds() -> list[Group]:
-    return [
-        make_group(0),
-        make_group(1, rewards=(0.0, 0.0)),
-        make_group(2, rewards=(1.0, 0.0, 0.5), truncated=1),
-        make_group(3, rewards=(0.0, 1.0)),
-    ]
 
 
 def objective(changes: dict[str, Any], **others: Any) -> Objective:

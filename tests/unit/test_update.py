@@ -21,6 +21,7 @@ from entrostat.protocol.entropy_settings import ClampedEntropy
 from entrostat.protocol.errors import EntrostatError, NumericsError, ResourceError
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import Group, PolicyVersion
+from tests.tiny_orders import groups_of_all_kinds
 from tests.tiny_policy import loaded, make_group, make_order, make_policy, make_prompts, make_stations
 
 VERSION = PolicyVersion(branch=0, step=0)
@@ -43,15 +44,6 @@ def trainer(model: Path, tmp_path: Path) -> Iterator[Trainer]:
 def objective(**changes: object) -> Objective:
     learner = msgspec.structs.replace(LearnerSettings(lr=1e-3), **changes)
     return Objective(learner=learner, estimator=ESTIMATOR, temperature=0.8)
-
-
-def groups_of_all_kinds() -> list[Group]:
-    return [
-        make_group(0),
-        make_group(1, rewards=(0.0, 0.0)),
-        make_group(2, rewards=(1.0, 0.0, 0.5), truncated=1),
-        make_group(3, rewards=(0.0, 1.0)),
-    ]
 
 
 def samples_of(groups: list[Group], wanted: Objective, coefficient: float = 0.7) -> list[Sample]:

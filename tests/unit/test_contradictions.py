@@ -1,0 +1,113 @@
+"""Settings that are valid one by one and contradict each other, and those at the edge of sense."""
+
+from pathlib import Path
+
+import pytest
+
+from entrostat.config import load
+from entrostat.protocol.entropy_settings import BandLaw
+from tests.made_config import refused, small_file
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return small_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["batch.prompts=19"], "[batch] prompts = 19 prompts in each optimizer step, but the tasks hold 18"),
+        (["rollout.max_response_tokens=256"], "leaves no room for a prompt in the model's context = 256"),
+        (
+            ["rollout.engine.kind=vllm", "rollout.engine.max_model_tokens=64"],
+            "leaves no room for a prompt in [rollout.engine] max_model_tokens = 64",
+        ),
+        (
+            ["rollout.engine.kind=vllm", "rollout.engine.max_model_tokens=512"],
+            "is above what the model holds (256)",
+        ),
+        (["learner.microbatch_tokens=64"], "can't hold a prompt and one response"),
+        (["learner.transport=ipc", "learner.device=cpu"], '"ipc" shares a GPU\'s memory'),
+        (["learner.transport=ipc", "rollout.engine.kind=simulated"], "needs a real engine"),
+        (
+            ["learner.transport=ipc", "rollout.actors=2"],
+            '[rollout] actors = 2, but [learner] transport = "ipc" is for one GPU',
+        ),
+        (
+            ["learner.transport=ipc", "rollout.engine.kind=vllm", "rollout.engine.tensor_parallel=2"],
+            '[rollout.engine] tensor_parallel = 2, but [learner] transport = "ipc" is for one GPU',
+        ),
+        (["learner.minibatches=9"], "[learner] minibatches = 9 optimizer steps of at least one group each"),
+        (["learner.proximal=behaviour", "learner.sequence_mask=0.1"], "[learner] sequence_mask = 0.1 rejects samples"),
+        (["batch.filter=zero_variance", "batch.refill=1.1"], "[batch] refill = 1.1 times 8 prompts leaves no group"),
+        (["entropy.estimator.kind=clamped", "entropy.estimator.drop_fraction=0"], "= 0 drops none of 100 tokens"),
+        (["entropy.estimator.kind=clamped", "entropy.estimator.drop_fraction=0.009"], "drops none of 100 tokens"),
+        (["entropy.estimator.kind=clamped", "entropy.estimator.drop_fraction=0.995"], "leaves one of 100 tokens"),
+        (["entropy.estimator.kind=top_k", "entropy.estimator.k=1"], "a single token has no entropy"),
+        (["entropy.estimator.kind=top_k", "entropy.estimator.k=100"], "k = 100 is all 100 tokens"),
+        (["entropy.tokens.kind=smoothed", "entropy.tokens.low=2"], "[entropy.tokens] low = 2 is not below high = 2"),
+        (["entropy.law.kind=bang_bang", "entropy.law.floor=1"], "floor = 1 is not below ceiling = 0.005"),
+        (["entropy.law.kind=bang_bang", "entropy.law.delta=5e-3"], "crosses the box floor = 0 … ceiling = 0.005"),
+        (["entropy.law.kind=bang_bang", "entropy.law.initial=1"], "initial = 1 is outside the box"),
+        (["entropy.law.kind=pi", "entropy.law.floor=1"], "[entropy.law] floor = 1 is not below ceiling = 1"),
+        (["entropy.law.kind=pi", "entropy.law.proportional=0", "entropy.law.integral=0"], "the law would never act"),
+        (["entropy.law.kind=quadratic", "entropy.law.target=4.7"], "100 tokens have an entropy of at most 4.61"),
+        (["entropy.law.kind=sample_balance", "entropy.law.target=9"], "[entropy.law] target = 9 nats can't be reached"),
+        (["learner.truncated=penalise", "learner.truncation_penalty=0"], "penalises nothing"),
+        (["entropy.law.floor_ratio=20"], "floor_ratio = 20 is not below ceiling_ratio = 10"),
+        (["entropy.law.floor_ratio=2"], "[entropy.law] balance: lies outside its own box"),
+        (["run.stall_seconds=120"], "one lost actor would end the run"),
+        (["verifier.deadline_seconds=600"], "one hanging verification would end the run"),
+        (["run.name=a/b"], "expected a plain folder name"),
+        (["tasks.0.template=hello"], "has no {question} in it"),
+        (["tasks=[]"], "[tasks]: is empty"),
+        (["evaluation.every_steps=5"], "an evaluation needs at least one"),
+        (["evaluation.samples=5"], "an evaluation needs at least one"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(file: Path, overrides: list[str], expected: str) -> None:
+    load(file)
+    assert expected in refused(file, *overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["entropy.law.kind=bang_bang", "entropy.law.delta=4.9e-3"],
+        ["entropy.law.kind=pi", "entropy.law.proportional=0"],
+        ["entropy.law.kind=quadratic", "entropy.law.target=4.6"],
+        ["entropy.law.kind=sample_balance", "entropy.estimator.kind=nucleus", "entropy.measured=sampled"],
+        ["entropy.estimator.kind=clamped", "entropy.estimator.drop_fraction=0.01"],
+        ["entropy.estimator.kind=top_k", "entropy.estimator.k=99"],
+        ["batch.filter=zero_variance", "batch.refill=1.125"],
+        ["learner.minibatches=8"],
+        ["learner.proximal=behaviour"],
+        ["entropy.weight.difficulty=group", "entropy.weight.minimum=0", "entropy.weight.normalise=false"],
+    ],
+)
+def test_settings_at_the_edge_of_sense_are_taken(file: Path, overrides: list[str]) -> None:
+    load(file, overrides)
+
+
+BAND = ["kind=band", "initial=0.1", "floor=0.01", "ceiling=1", "low=0.1", "high=0.2", "rate=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (["low=5", "high=6"], "100 tokens have an entropy of at most 4.61"),
+        (["floor=2"], "outside the box floor = 2.0 … ceiling = 1.0"),
+        (["high=0.05"], "low = 0.1 is not below high = 0.05"),
+    ],
+)
+def test_a_band_that_cannot_work_is_refused(file: Path, change: list[str], expected: str) -> None:
+    band = [f"entropy.law.{each}" for each in BAND]
+    assert isinstance(load(file, band).entropy.law, BandLaw)
+    assert expected in refused(file, *band, *(f"entropy.law.{each}" for each in change))
+
+
+def test_an_empty_file_of_problems_is_named(file: Path) -> None:
+    (file.parent / "data/problems.jsonl").write_text("\n")
+    assert "line 15: [tasks 2] path = " in (said := refused(file))
+    assert "problems.jsonl is empty" in said
