@@ -124,12 +124,24 @@ def asked_of(one: Cell) -> dict[str, Any]:
 
 
 def there(one: Cell) -> dict[str, Any] | None:
-    """The cell's result, if it is there."""
-    path = place(BENCHMARK, one.name, *_key(one))
-    if not path.is_file():
-        return None
-    found: dict[str, Any] = json.loads(path.read_bytes())["result"]
-    return found
+    """The cell's result, if it is there; of a tuning cell, which only chose settings, also one that older code made."""
+    config, code = _key(one)
+    path = place(BENCHMARK, one.name, config, code)
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_bytes())["result"]
+        return found
+    return _older(path, config) if one.seed == TUNING_SEED else None
+
+
+def _older(path: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of the newest cell of this name and configuration, whatever code made it."""
+    name, _, _ = path.stem.rpartition("-")
+    for file in sorted(path.parent.glob(f"{name}-*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+        content = json.loads(file.read_bytes())
+        if content["config"] == config:
+            found: dict[str, Any] = content["result"]
+            return found
+    return None
 
 
 def _key(one: Cell) -> tuple[dict[str, Any], tuple[str, ...]]:

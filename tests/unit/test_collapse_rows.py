@@ -1,12 +1,14 @@
 """The rows of the comparison: each is a configuration that loads, and says what its name says."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from benchmarks import collapse, own_process
+from benchmarks import cells, collapse, own_process
 from benchmarks.cells import ROOT
 from benchmarks.collapse import planned, request, trl_request
 from benchmarks.collapse_report import Cell
@@ -16,11 +18,13 @@ from benchmarks.collapse_rows import (
     PAIRED_SEEDS,
     SEEDS,
     TASKS,
+    TUNING_SEED,
     Row,
     Task,
     frontier_rows,
     rows,
     tracking_rows,
+    tuning_rows,
 )
 from entrostat import config as configs
 from entrostat.config import RunConfig
@@ -103,6 +107,25 @@ def test_the_frontier_s_rows_differ_from_their_method_in_one_number() -> None:
         law = laws[name]
         assert isinstance(law, FixedLaw)
         assert law.coefficient == pytest.approx(factor * fixed.coefficient, rel=1e-5)
+
+
+@pytest.mark.parametrize(("seed", "found"), [(TUNING_SEED, "second"), (1, None)])
+def test_only_a_tuning_cell_outlives_the_code_that_made_it(
+    seed: int, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
+    one = Cell(task=TASKS["sums"], row=tuning_rows(TASKS["sums"])[0], seed=seed)
+    config, _ = collapse._key(one)
+    folder = tmp_path / "collapse"
+    folder.mkdir()
+    stored = {"first": config, "second": config, "other": config | {"lag": 2}}
+    for age, (name, kept) in enumerate(stored.items()):
+        file = folder / f"{one.name}-{age:012x}.json"
+        file.write_text(json.dumps({"config": kept, "result": {"made": name}}))
+        os.utime(file, (age, age))
+    assert collapse.there(one) == (found and {"made": found})
+    cells.cell("collapse", one.name, config, collapse.CODE, lambda: {"made": "now"})
+    assert collapse.there(one) == {"made": "now"}
 
 
 def test_trl_is_asked_for_the_same_task_and_target() -> None:
