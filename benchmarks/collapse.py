@@ -24,8 +24,10 @@ import msgspec
 
 from benchmarks import own_process
 from benchmarks.cells import ROOT, cell, place
+from benchmarks.collapse_figure import draw
 from benchmarks.collapse_report import Cell, write_tables
 from benchmarks.collapse_rows import (
+    FRONTIER_SEEDS,
     PAIRED,
     PAIRED_SEEDS,
     SAMPLES,
@@ -35,6 +37,7 @@ from benchmarks.collapse_rows import (
     TRACKING_SEEDS,
     TUNING_SEED,
     Task,
+    frontier_rows,
     rows,
     tracking_rows,
     tuning_rows,
@@ -62,6 +65,7 @@ CODE = (
         if file.stem not in NO_MATHEMATICS
     ),
 )
+PARTS = ("methods", "frontier", "tuning", "tracking")
 TRL_CODE = ("benchmarks/trl_request.py", "benchmarks/trl_run.py")
 
 
@@ -121,12 +125,24 @@ def asked_of(one: Cell) -> dict[str, Any]:
 
 
 def there(one: Cell) -> dict[str, Any] | None:
-    """The cell's result, if it is there."""
-    path = place(BENCHMARK, one.name, *_key(one))
-    if not path.is_file():
-        return None
-    found: dict[str, Any] = json.loads(path.read_bytes())["result"]
-    return found
+    """The cell's result, if it is there; of a tuning cell, which only chose settings, also one that older code made."""
+    config, code = _key(one)
+    path = place(BENCHMARK, one.name, config, code)
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_bytes())["result"]
+        return found
+    return _older(path, config) if one.seed == TUNING_SEED else None
+
+
+def _older(path: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of the newest cell of this name and configuration, whatever code made it."""
+    name, _, _ = path.stem.rpartition("-")
+    for file in sorted(path.parent.glob(f"{name}-*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+        content = json.loads(file.read_bytes())
+        if content["config"] == config:
+            found: dict[str, Any] = content["result"]
+            return found
+    return None
 
 
 def _key(one: Cell) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -153,6 +169,7 @@ def planned(tasks: Sequence[Task]) -> list[Cell]:
             found += [Cell(task=task, row=row, seed=seed) for seed in seeds]
     found.sort(key=lambda one: (one.seed not in SEEDS, one.seed))
     for task in tasks:
+        found += [Cell(task=task, row=row, seed=seed) for seed in FRONTIER_SEEDS for row in frontier_rows(task)]
         found += [Cell(task=task, row=row, seed=TUNING_SEED) for row in tuning_rows(task)]
         if task.name == TRACKED:
             found += [Cell(task=task, row=row, seed=seed) for seed in TRACKING_SEEDS for row in tracking_rows(task)]
@@ -171,9 +188,17 @@ def compute(cells: Sequence[Cell], processes: int) -> int:
     return failures
 
 
+def part(one: Cell) -> str:
+    """Which of the benchmark's parts a cell is of."""
+    if not one.row.scored:
+        return "tracking"
+    if one.seed == TUNING_SEED:
+        return "tuning"
+    return "frontier" if one.row in frontier_rows(one.task) else "methods"
+
+
 def _asked(one: Cell, chosen: argparse.Namespace) -> bool:
-    part = "tracking" if not one.row.scored else "tuning" if one.seed == TUNING_SEED else "methods"
-    return (not chosen.row or one.row.name in chosen.row) and chosen.part in (None, part)
+    return (not chosen.row or one.row.name in chosen.row) and chosen.part in (None, part(one))
 
 
 def main() -> int:
@@ -181,7 +206,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("runs", "tables"), help="leave the other out")
     parser.add_argument("--task", choices=sorted(TASKS), help="one task alone")
-    parser.add_argument("--part", choices=("tuning", "methods", "tracking"), help="one part alone")
+    parser.add_argument("--part", choices=PARTS, help="one part alone")
     parser.add_argument("--row", action="append", help="these rows alone")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="runs beside each other")
     chosen = parser.parse_args()
@@ -197,7 +222,11 @@ def main() -> int:
             trl_environment.prepare()
         failures = compute(wanted, chosen.processes)
     if chosen.only != "runs":
-        write_tables(tasks, {one: found for one in cells if (found := there(one))})
+        results = {one: found for one in cells if (found := there(one))}
+        write_tables(tasks, results)
+        for task in tasks:
+            if any(one.task.name == task.name for one in results):
+                draw(task, results, ROOT / "docs" / f"collapse-{task.name}.png")
     return 1 if failures else 0
 
 

@@ -1,16 +1,15 @@
-"""From the cells of `benchmarks/collapse.py` to its tables and plots."""
+"""From the cells of `benchmarks/collapse.py` to its tables."""
 
 from collections.abc import Mapping, Sequence
 from math import comb
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cells import RESULTS, ROOT, table
-from benchmarks.collapse_rows import PAIRED, SAMPLES, Row, Task, rows, tracking_rows, tuning_rows
+from benchmarks.cells import RESULTS, table
+from benchmarks.collapse_rows import FRONTIER_SEEDS, SAMPLES, Row, Task, frontier, rows, tracking_rows, tuning_rows
 
 Float64 = NDArray[np.float64]
 Results = Mapping["Cell", dict[str, Any]]
@@ -20,8 +19,10 @@ TRANSIENT = 0.4  # share of the steps before tracking counts
 LAST = 0.2  # share of the steps that make the reward at the end
 BLOCK = 10  # steps: batch noise is no tracking error
 DRAWS = 4000
-RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)  # marked on axes of H̃/H*
 INTERVAL = (2.5, 97.5)  # percentiles
+# Of the methods: what each row was held against, which is no other row's.
+ERROR = "error against the law's own target (a band: beyond its edges, over its middle)"
+NOTHING = "–"  # of a row without a target
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,22 +49,38 @@ def scores(result: dict[str, Any], levels: Sequence[str], k: int) -> Float64:
     return pass_at_k(np.asarray(result["correct"], np.float64)[chosen], SAMPLES, k)
 
 
-def ratios(task: Task, result: dict[str, Any]) -> Float64:
-    """`[steps]` H̃/H*: of a law without a target, over the one that the flagship holds on this task."""
-    usual = task.anchor * (result["initial_entropy"] or task.initial_entropy)
-    targets = result.get("target") or [None] * len(result["entropy"])
-    return np.array([h / (target or usual) for h, target in zip(result["entropy"], targets, strict=True)])
+def relative_entropy(task: Task, result: dict[str, Any]) -> Float64:
+    """`[steps]` H̃/H_0: over the run's own first entropy, or the task's where nobody measured it."""
+    return np.asarray(result["entropy"], np.float64) / (result["initial_entropy"] or task.initial_entropy)
 
 
-def tracking(ratios: Float64) -> float:
-    """Mean over blocks of steps after the transient of `|mean(H̃/H*) − 1|`."""
+def own_ratios(row: Row, result: dict[str, Any]) -> Float64 | None:
+    """`[steps]` H̃ over what the row's law holds it to in that step, or over its band's middle; None without either.
+
+    A target that falls counts as it falls. NaN before H_0 is known.
+    """
+    entropy = np.asarray(result["entropy"], np.float64)
+    if row.band:
+        return entropy / (sum(row.band) / 2.0)
+    targets = np.asarray(result.get("target") or [None], np.float64)
+    return None if np.isnan(targets).all() else entropy / targets
+
+
+def half_width(row: Row) -> float:
+    """Of what the row's law leaves alone, over its middle: 0 for a target."""
+    low, high = row.band or (1.0, 1.0)
+    return (high - low) / (high + low)
+
+
+def tracking(ratios: Float64, half_width: float = 0.0) -> float:
+    """Mean over blocks of steps after the transient of `max(0, |mean(H̃/H*) − 1| − half_width)`."""
     kept = ratios[int(TRANSIENT * len(ratios)) :]
     blocks = kept[: len(kept) // BLOCK * BLOCK].reshape(-1, BLOCK).mean(axis=1)
-    return float(np.abs(blocks - 1.0).mean())
+    return float(np.maximum(np.abs(blocks - 1.0) - half_width, 0.0).mean())
 
 
 def held(ratios: Float64) -> float:
-    """Mean H̃/H* after the transient."""
+    """Mean after the transient."""
     return float(ratios[int(TRANSIENT * len(ratios)) :].mean())
 
 
@@ -85,12 +102,17 @@ def bootstrapped(values: Float64) -> tuple[float, float, float]:
     return float(values.mean()), float(low), float(high)
 
 
+def of_row(task: Task, row: Row, results: Results) -> list[dict[str, Any]]:
+    """The results of a task's row."""
+    return [result for one, result in results.items() if (one.task.name, one.row.name) == (task.name, row.name)]
+
+
 def methods_table(task: Task, results: Results) -> str:
     """Every row of a task."""
-    header = ("method", "seeds", "reward", "pass@1", "pass@8", "harder pass@1", "harder pass@8", "H̃/H*", "error")
+    header = ("method", "seeds", "reward", "pass@1", "pass@8", "harder pass@1", "harder pass@8", "H̃/H_0", ERROR)
     lines: list[Sequence[str]] = []
     for row in rows(task):
-        found = [result for one, result in results.items() if one.task.name == task.name and one.row.name == row.name]
+        found = of_row(task, row, results)
         if not found:
             continue
         columns = [np.array([final_reward(one) for one in found])]
@@ -99,10 +121,16 @@ def methods_table(task: Task, results: Results) -> str:
             for levels in (task.trained, (task.harder,))
             for k in (1, 8)
         ]
-        columns.append(np.array([held(ratios(task, one)) for one in found]))
-        columns.append(np.array([tracking(ratios(task, one)) for one in found]))
-        lines.append((row.title, str(len(found)), *(_shown(column) for column in columns)))
+        columns.append(np.array([held(relative_entropy(task, one)) for one in found]))
+        lines.append((row.title, str(len(found)), *(_shown(column) for column in columns), _error(row, found)))
     return table(header, lines)
+
+
+def _error(row: Row, found: Sequence[dict[str, Any]]) -> str:
+    """The tracking error of a row whose law has something to track."""
+    ratios = [own_ratios(row, one) for one in found]
+    errors = [tracking(one, half_width(row)) for one in ratios if one is not None]
+    return _shown(np.array(errors)) if errors else NOTHING
 
 
 def differences_table(task: Task, results: Results) -> str:
@@ -141,29 +169,46 @@ def _shown(values: Float64) -> str:
 
 
 def write_tables(tasks: Sequence[Task], results: Results) -> None:
-    """`table.md` beside the cells, and a picture for each task in docs/."""
+    """`table.md` beside the cells."""
     parts: list[str] = []
     for task in tasks:
         count = sum(one.task.name == task.name for one in results)
         if not count:
             continue
         parts += [f"### {task.name}: {task.steps} steps, {count} runs", "", methods_table(task, results), ""]
-        parts += [differences_table(task, results), "", tuning_table(task, results), ""]
-        parts += [tracking_table(task, results), ""]
-        draw(task, results, ROOT / "docs" / f"collapse-{task.name}.png")
+        for made in (differences_table, frontier_table, tuning_table, tracking_table):
+            parts += [made(task, results), ""]
     path = RESULTS / "collapse" / "table.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts))
+
+
+def frontier_table(task: Task, results: Results) -> str:
+    """What came of the entropy held, each way from little to much."""
+    header = ("held by", "seeds", "H̃/H_0 held", "pass@1", "pass@8", "reward")
+    lines: list[Sequence[str]] = []
+    for row in (row for way in frontier(task).values() for row in way):
+        found = of_frontier(task, row, results)
+        if found:
+            columns = [np.array([held(relative_entropy(task, one)) for one in found])]
+            columns += [np.stack([scores(one, task.trained, k) for one in found]) for k in (1, 8)]
+            columns.append(np.array([final_reward(one) for one in found]))
+            lines.append((row.title, str(len(found)), *map(_shown, columns)))
+    return table(header, lines) if lines else ""
+
+
+def of_frontier(task: Task, row: Row, results: Results) -> list[dict[str, Any]]:
+    """The results of a row of the frontier, on the seeds that all of them have."""
+    return of_row(task, row, {one: result for one, result in results.items() if one.seed in FRONTIER_SEEDS})
 
 
 def tuning_table(task: Task, results: Results) -> str:
     """What each method was chosen by, on the tuning seed: the mean of pass@1 and pass@8 on the trained levels."""
     lines: list[Sequence[str]] = []
     for row in tuning_rows(task):
-        for one, result in results.items():
-            if one.task.name == task.name and one.row.name == row.name:
-                once, eight = (scores(result, task.trained, k).mean() for k in (1, 8))
-                lines.append((row.title, f"{once:.3f}", f"{eight:.3f}", f"{(once + eight) / 2:.3f}"))
+        for result in of_row(task, row, results):
+            once, eight = (scores(result, task.trained, k).mean() for k in (1, 8))
+            lines.append((row.title, f"{once:.3f}", f"{eight:.3f}", f"{(once + eight) / 2:.3f}"))
     return table(("tried", "pass@1", "pass@8", "mean"), lines) if lines else ""
 
 
@@ -171,53 +216,8 @@ def tracking_table(task: Task, results: Results) -> str:
     """How far from its target each law held the entropy, by delay; `[seeds]` means."""
     lines: list[Sequence[str]] = []
     for row in tracking_rows(task):
-        found = [result for one, result in results.items() if one.task.name == task.name and one.row.name == row.name]
+        found = [ratios for one in of_row(task, row, results) if (ratios := own_ratios(row, one)) is not None]
         if found:
-            errors = np.array([tracking(ratios(task, one)) for one in found])
-            held_at = np.array([held(ratios(task, one)) for one in found])
-            lines.append((row.title, str(row.lag), str(len(found)), _shown(errors), _shown(held_at)))
+            errors, means = np.array([tracking(one) for one in found]), np.array([held(one) for one in found])
+            lines.append((row.title, str(row.lag), str(len(found)), _shown(errors), _shown(means)))
     return table(("law", "lag", "seeds", "error", "H̃/H*"), lines) if lines else ""
-
-
-def draw(task: Task, results: Results, path: Path) -> None:
-    """Entropy, reward and the frontier of the two."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    figure, (entropy, reward, frontier) = pyplot.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
-    for index, row in enumerate(rows(task)):
-        found = [result for one, result in results.items() if one.task.name == task.name and one.row.name == row.name]
-        if not found:
-            continue
-        colour = f"C{index % 10}"
-        bold = row.name in PAIRED
-        style: dict[str, Any] = {"color": colour, "lw": 2.0 if bold else 0.9, "label": row.title}
-        ratio = np.mean([ratios(task, one) for one in found], axis=0)
-        entropy.plot(_smooth(ratio), **style)
-        reward.plot(_smooth(np.mean([one["reward"] for one in found], axis=0)), **style)
-        for one in found:
-            frontier.plot(
-                held(ratios(task, one)), scores(one, task.trained, 1).mean(), "o" if bold else ".", color=colour
-            )
-    entropy.axhline(1.0, color="black", lw=0.8, ls=":")
-    entropy.set(xlabel="optimizer step", ylabel="H̃ / H*", title=f"{task.name}: entropy over the flagship's target")
-    entropy.set_yscale("log")
-    reward.set(xlabel="optimizer step", ylabel="reward", title="reward of the batches")
-    frontier.set(xlabel="H̃ / H* held after the transient", ylabel="pass@1, trained levels", title="one point a run")
-    frontier.set_xscale("log")
-    for axis in (entropy.yaxis, frontier.xaxis):
-        axis.set_major_locator(FixedLocator(RATIOS))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter("{x:g}")
-    figure.legend(*entropy.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
-    figure.savefig(path, dpi=90)
-    pyplot.close(figure)
-
-
-def _smooth(curve: Float64) -> Float64:
-    window = min(BLOCK, len(curve))
-    smoothed: Float64 = np.convolve(curve, np.full(window, 1.0 / window), mode="valid")
-    return smoothed

@@ -19,8 +19,12 @@ TRIES = {
 SEEDS = (1, 2, 3)
 PAIRED_SEEDS = (1, 2, 3, 4, 5, 6, 7, 8)
 PAIRED = ("none", "fixed", "flagship")
-TRACKED = "sums"  # the task of the second half
+TRACKED = "sums"  # the task of the second half, and of the frontier
 TRACKING_SEEDS = (1, 2, 3)
+FRONTIER_SEEDS = (1, 2)
+ANCHORS = (0.3, 0.45, 0.8, 1.0)  # of the frontier, beside the task's
+COEFFICIENTS = {"0.33x": 1 / 3, "3x": 3.0}  # of the frontier: factors on the task's, and what they are called
+BAND = (0.9, 1.1)  # of H*: the band law's edges
 LAGS = (1, 4, 8)
 DELTAS = (0.3, 1.0, 3.0)  # of bang-bang, times the task's δ
 TRL_DELTAS = (0.005, 0.01, 0.02)
@@ -63,6 +67,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     lag: int = 1
     scored: bool = True  # with pass@k afterwards
     trl_delta: float = 0.0  # above 0: TRL's trainer, with this δ
+    band: tuple[float, float] | None = None  # nats, of a law that has edges instead of a target
 
 
 def rows(task: Task) -> tuple[Row, ...]:
@@ -71,13 +76,14 @@ def rows(task: Task) -> tuple[Row, ...]:
     after, orders, final = task.release
     released = {"release_after": after, "release_orders": orders, "final_anchor": final}
     flagship = _law("thermostat", anchor=task.anchor, balance=task.balance, drift=task.drift, **released)
+    low, high = (edge * task.target for edge in BAND)
     band = _law(
         "band",
         initial=task.balance,
         floor=0.01 * task.balance,
         ceiling=10 * task.balance,
-        low=0.9 * task.target,
-        high=1.1 * task.target,
+        low=low,
+        high=high,
         rate=task.band_rate,
     )
     return (
@@ -92,7 +98,7 @@ def rows(task: Task) -> tuple[Row, ...]:
                 *PLAIN,
             ),
         ),
-        Row(name="band", title="band (AEnt)", overrides=(band, *PLAIN)),
+        Row(name="band", title="band (AEnt)", overrides=(band, *PLAIN), band=(low, high)),
         Row(
             name="anchored",
             title="anchored (AER)",
@@ -144,7 +150,7 @@ def tuning_rows(task: Task) -> tuple[Row, ...]:
         for factor in factors:
             value = getattr(task, field) * factor
             changed = msgspec.structs.replace(task, **{field: value})
-            row = next(row for row in rows(changed) if row.name == name)
+            row = _named(name, changed)
             overrides = (*row.overrides, f"learner.lr={changed.lr:.6g}")
             found.append(
                 msgspec.structs.replace(
@@ -155,6 +161,39 @@ def tuning_rows(task: Task) -> tuple[Row, ...]:
                 )
             )
     return tuple(found)
+
+
+def frontier(task: Task) -> dict[str, tuple[Row, ...]]:
+    """What reward is got at what entropy, each way from little to much; a row that `rows` has too is where it belongs.
+
+    Of the first task alone: the flagship never released, at several anchors, and several constants.
+    """
+    if task.name != TRACKED:
+        return {}
+    anchors = {anchor: f"frontier-{anchor:g}" for anchor in ANCHORS} | {task.anchor: "held"}
+    constants = {factor * task.fixed: f"fixed-{name}" for name, factor in COEFFICIENTS.items()} | {task.fixed: "fixed"}
+
+    def way(field: str, original: str, names: dict[float, str], what: str) -> tuple[Row, ...]:
+        changed = {value: msgspec.structs.replace(task, **{field: value}) for value in sorted(names)}
+        return tuple(
+            msgspec.structs.replace(_named(original, other), name=names[value], title=f"{what} {value:.3g}")
+            for value, other in changed.items()
+        )
+
+    return {
+        "thermostat, never released": way("anchor", "held", anchors, "anchor"),
+        "fixed": way("fixed", "fixed", constants, "coefficient"),
+    }
+
+
+def frontier_rows(task: Task) -> tuple[Row, ...]:
+    """The frontier's rows that are no methods."""
+    methods = {row.name for row in rows(task)}
+    return tuple(row for way in frontier(task).values() for row in way if row.name not in methods)
+
+
+def _named(name: str, task: Task) -> Row:
+    return next(row for row in rows(task) if row.name == name)
 
 
 def tracking_rows(task: Task) -> tuple[Row, ...]:

@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 from benchmarks.closed_loop import LawLoop, Loop
 from benchmarks.plant import Plant
-from entrostat.protocol.entropy_settings import AnchoredLaw, BandLaw, BangBangLaw, FixedLaw, PiLaw, ThermostatLaw
+from entrostat.protocol.entropy_settings import (
+    AnchoredLaw,
+    BandLaw,
+    BangBangLaw,
+    FixedLaw,
+    PiLaw,
+    QuadraticLaw,
+    ThermostatLaw,
+)
 
 ANCHOR = 0.6  # H* = ANCHOR · H_0, as in the quickstart
 RATES = (0.05, 0.2, 0.8)  # Skywork-OR1's δ is 1/50 of its box: 0.2 ĉ for a box of 10 ĉ; AEnt's β is 0.2 ĉ/H*
@@ -109,6 +117,16 @@ def thermostat(setting: Setting, told_lag: int | None = None) -> Loop:
     return LawLoop(law, setting.plant.momentum)
 
 
+def uncooled(setting: Setting) -> Loop:
+    """The flagship that never presses entropy down."""
+    law = ThermostatLaw(anchor=ANCHOR, balance=setting.balance, drift=setting.drift, lag=setting.lag, cooling_ratio=0.0)
+    return LawLoop(law, setting.plant.momentum)
+
+
+def none(setting: Setting) -> Loop:
+    return LawLoop(FixedLaw(coefficient=0.0), setting.plant.momentum)
+
+
 def fixed(setting: Setting) -> Loop:
     return LawLoop(FixedLaw(coefficient=setting.balance), setting.plant.momentum)
 
@@ -155,6 +173,14 @@ def linear(gains: tuple[float, float]) -> Maker:
     return make
 
 
+def quadratic(gain: float) -> Maker:
+    def make(setting: Setting) -> Loop:
+        law = QuadraticLaw(anchor=ANCHOR, strength=gain * setting.balance / setting.target / 2.0)
+        return LawLoop(law, setting.plant.momentum)
+
+    return make
+
+
 # Law → the variants of which the best is shown.
 CONTENDERS: dict[str, dict[str, Maker]] = {
     "fixed": {"ĉ": fixed},
@@ -164,4 +190,13 @@ CONTENDERS: dict[str, dict[str, Maker]] = {
     "pi": {f"Kp, Ki = {p:g}, {i:g} ĉ/H*": linear((p, i)) for p, i in PI_GAINS},
     "log-space PI": {"calibrated": LogProportionalIntegral},
     "thermostat": {"calibrated": thermostat},
+}
+
+# The same where the entropy comes to rise by itself; of the published ones SIREN's alone may press it down.
+RISING: dict[str, dict[str, Maker]] = {
+    "no control": {"0": none},
+    **{law: CONTENDERS[law] for law in ("bang_bang", "anchored", "pi")},
+    "quadratic": {f"2c = {gain:g} ĉ/H*": quadratic(gain) for gain, _ in PI_GAINS},
+    "thermostat without cooling": {"calibrated": uncooled},
+    "thermostat": CONTENDERS["thermostat"],
 }

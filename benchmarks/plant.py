@@ -3,12 +3,13 @@
 One order a step, h = ln H, ρ = H/H_0, m the coefficient behind the optimizer's momentum β1:
 
     m ← β1·m + (1 − β1)·α
-    h ← h − d·ρ^p + k·m·ρ^q·(1 − H/H_max) + w,   d = (late + early·e^(−j/τ)) · (1 + swing·sin(2πj/period))
+    h ← h − d·ρ^p + l + k·m·ρ^q·(1 − H/H_max) + w,   d = (late + early·e^(−j/τ)) · (1 + swing·sin(2πj/period))
 
 The drift d is what learning does to the entropy: it slows as the policy learns (early, τ) and as there is less entropy
-to lose (p). The push of the bonus grows with the entropy it acts on (q) and ends where the policy is uniform (H_max).
-Measured is `(1 − s)·h_j + s·h_(j−a) + v`: v is the batch's noise, and s how far states that a policy a versions older
-went through shift the entropy.
+to lose (p). The lift l, which no recorded run has, begins at an order and grows evenly: where it exceeds d·ρ^p the
+entropy rises by itself, up to where they are level. The push of the bonus grows with the entropy it acts on (q) and
+ends where the policy is uniform (H_max). Measured is `(1 − s)·h_j + s·h_(j−a) + v`: v is the batch's noise, and s how
+far states that a policy a versions older went through shift the entropy.
 """
 
 import math
@@ -39,14 +40,18 @@ class Plant(NamedTuple):
     stale_orders: int = 2  # a
     swing: float = 0.0
     period: float = 200.0  # orders
+    lift: float = 0.0  # l, per order, once it has come …
+    lift_after: float = 150.0  # … which begins at this order …
+    lift_orders: float = 100.0  # … and takes so many
 
     def drift(self, entropy: float, order: float = math.inf) -> float:
-        """How fast ln H falls by itself, per order; without an order, the drift without early or swing."""
-        rate = self.late
+        """How fast ln H falls by itself, per order; without an order, the drift without early, swing or lift."""
+        rate, lift = self.late, 0.0
         if math.isfinite(order):
             rate += self.early * math.exp(-order / self.fade)
             rate *= 1.0 + self.swing * math.sin(2.0 * math.pi * order / self.period)
-        return rate * math.pow(entropy / self.first, self.drift_power)
+            lift = self.lift * min(max((order - self.lift_after) / self.lift_orders, 0.0), 1.0)
+        return rate * math.pow(entropy / self.first, self.drift_power) - lift
 
     def effect(self, entropy: float) -> float:
         """How fast ln H rises per unit of the coefficient, per order."""

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks import step_response_figure, step_response_tables
 from benchmarks.cells import RESULTS, ROOT, cell
 from benchmarks.closed_loop import Course, drive, overshoot, ringing, settling, swing
-from benchmarks.contenders import CONTENDERS, LogProportionalIntegral, Maker, Setting, thermostat
+from benchmarks.contenders import CONTENDERS, RISING, LogProportionalIntegral, Maker, Setting, thermostat
 from benchmarks.plant import Plant
 from benchmarks.plant_fit import fit
 
@@ -43,6 +43,8 @@ REACHABLE = 20  # orders the drift alone takes from H_0 to the target: from then
 SWING = 0.5  # of the drift, there and back in 200 orders …
 SLOW_PERIOD = 400.0  # … or from end to end
 SWINGING_ORDERS = 550  # transient, and two of the short periods or one of the long
+RISES = (0.5, 1.5)  # of â: how fast ln H comes to rise by itself at the target; the thermostat's cooling holds 1
+RISING_ORDERS = 550  # transient, after which the drift turns within 100, and 300 more
 QUICKSTART_ORDERS = 100
 QUICKSTART_TRANSIENT = 30
 QUICKSTART = (0.03, 0.06)  # what the quickstart's thermostat is told: â, ĉ
@@ -63,9 +65,10 @@ def main() -> None:
         fitted=cell(NAME, "fit", {}, FIT_CODE, fit),
         responses=responses,
         wrong={"thermostat": wrong("thermostat", thermostat), "log-space PI": wrong("log", LogProportionalIntegral)},
+        rising=rising(),
         conditions=conditions(),
         quickstart=quickstart(),
-        axes=step_response_tables.Axes(lags=LAGS, few_lags=FEW_LAGS, factors=FACTORS, seeds=SEEDS),
+        axes=step_response_tables.Axes(lags=LAGS, few_lags=FEW_LAGS, factors=FACTORS, rises=RISES, seeds=SEEDS),
     )
     folder = RESULTS / NAME
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +103,29 @@ def wrong(name: str, make: Maker) -> Answer:
         }
 
     return cell(NAME, f"wrong-{name}", config, (*LOOP_CODE, *LAW_CODE), compute)
+
+
+def rising() -> Answer:
+    """Laws that are told the drift there was before it turned: law → variant → per rise and lag, as `steady`."""
+    setting = Setting(CONSTANT, 0)
+    plants = [CONSTANT._replace(lift=(1.0 + rise) * setting.drift, lift_after=TRANSIENT) for rise in RISES]
+    config = {
+        "plants": [plant._asdict() for plant in plants],
+        "laws": {law: list(variants) for law, variants in RISING.items()},
+        "lags": FEW_LAGS,
+        "seeds": SEEDS,
+    }
+
+    def compute() -> Answer:
+        return {
+            law: {
+                variant: [[steady(make, Setting(plant, lag), RISING_ORDERS) for lag in FEW_LAGS] for plant in plants]
+                for variant, make in variants.items()
+            }
+            for law, variants in RISING.items()
+        }
+
+    return cell(NAME, "rising", config, (*LOOP_CODE, *LAW_CODE), compute)
 
 
 def conditions() -> Answer:

@@ -19,6 +19,7 @@ class Axes(NamedTuple):
     lags: tuple[int, ...]
     few_lags: tuple[int, ...]
     factors: tuple[float, ...]
+    rises: tuple[float, ...]
     seeds: int
 
 
@@ -42,6 +43,7 @@ def render(
     fitted: Answer,
     responses: dict[str, dict[str, Answer]],
     wrong: dict[str, Answer],
+    rising: Answer,
     conditions: Answer,
     quickstart: Answer,
     axes: Axes,
@@ -66,6 +68,11 @@ def render(
         _rest(by_lag, chosen),
         f"**Gains wrong**: mean |ln(H/H\\*)| in percent at lags {few}, {axes.seeds} seeds.",
         *(_wrong(law, answer, axes.factors) for law, answer in wrong.items()),
+        "**The drift turns upward**: constant until order 150, then lifted within 100 orders until ln H rises by "
+        "itself, at the target by as much an order as stands above, in units of the â by which it fell. Laws are told "
+        "of the fall alone. Orders 150–550, percent: mean |ln(H/H\\*)|; mean ln(H/H\\*). Published laws: in each "
+        "column the best of three rates.",
+        _rising(rising, axes),
         "**The policy is not what the thermostat believes**: the first table's error, percent.",
         table(["condition", *by_few], [[name, *map(_spread, rows)] for name, rows in conditions.items()]),
         "**The quickstart simulated**: its fast early drift, its settings (â = 0.03, ĉ = 0.06), orders 30–100, "
@@ -106,6 +113,15 @@ def _rest(header: Sequence[str], chosen: dict[str, list[Answer]]) -> str:
         return f"{settled} · {still['overshoot']:.0f} · {still['swing']:.1f}; {ringing}"
 
     return table(header, [[law, *(one(row, lag) for lag, row in enumerate(rows))] for law, rows in chosen.items()])
+
+
+def _rising(rising: Answer, axes: Axes) -> str:
+    header = ["law", *(f"rises by {rise:g} â, lag {lag}" for rise in axes.rises for lag in axes.few_lags)]
+    rows: list[list[str]] = []
+    for law, variants in rising.items():
+        columns = zip(*([one for rise in answer for one in rise] for answer in variants.values()), strict=True)
+        rows.append([law, *(_signed(min(column, key=lambda one: _mean(one, "error"))) for column in columns)])
+    return table(header, rows)
 
 
 def _wrong(law: str, answer: Answer, factors: Sequence[float]) -> str:

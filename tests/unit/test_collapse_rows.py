@@ -1,22 +1,40 @@
 """The rows of the comparison: each is a configuration that loads, and says what its name says."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from benchmarks import collapse, own_process
+from benchmarks import cells, collapse, own_process
 from benchmarks.cells import ROOT
 from benchmarks.collapse import planned, request, trl_request
 from benchmarks.collapse_report import Cell
-from benchmarks.collapse_rows import PAIRED, PAIRED_SEEDS, SEEDS, TASKS, Row, Task, rows, tracking_rows
+from benchmarks.collapse_rows import (
+    FRONTIER_SEEDS,
+    PAIRED,
+    PAIRED_SEEDS,
+    SEEDS,
+    TASKS,
+    TUNING_SEED,
+    Row,
+    Task,
+    frontier_rows,
+    rows,
+    tracking_rows,
+    tuning_rows,
+)
 from entrostat import config as configs
 from entrostat.config import RunConfig
 from entrostat.protocol.entropy_settings import AnchoredLaw, BandLaw, BangBangLaw, FixedLaw, ThermostatLaw
 
 EVERY = [
-    pytest.param(task, row, id=f"{task.name}-{row.name}") for task in TASKS.values() for row in rows(task) if row.scored
+    pytest.param(task, row, id=f"{task.name}-{row.name}")
+    for task in TASKS.values()
+    for row in (*rows(task), *frontier_rows(task))
+    if row.scored
 ]
 
 
@@ -47,12 +65,67 @@ def test_rows_have_the_law_they_are_called_by(task: Task) -> None:
 
 
 def test_every_row_has_its_seeds_and_the_paired_ones_have_eight() -> None:
-    cells = planned(list(TASKS.values()))
+    every = planned(list(TASKS.values()))
     for task in TASKS.values():
         for row in rows(task):
-            seeds = {one.seed for one in cells if one.task.name == task.name and one.row.name == row.name}
+            seeds = {one.seed for one in every if one.task.name == task.name and one.row.name == row.name}
             assert seeds == set(PAIRED_SEEDS if row.name in PAIRED else SEEDS)
-    assert len({one.name for one in cells}) == len(cells)
+    assert len({one.name for one in every}) == len(every)
+
+
+def test_the_band_row_says_the_edges_of_its_law() -> None:
+    for task in TASKS.values():
+        row = next(row for row in rows(task) if row.name == "band")
+        law = configured(task, row).entropy.law
+        assert isinstance(law, BandLaw)
+        assert row.band == pytest.approx((law.low, law.high), rel=1e-5)
+
+
+def test_the_frontier_is_the_first_task_s_after_its_methods_and_is_asked_for_by_name() -> None:
+    every = planned(list(TASKS.values()))
+    parts = [collapse.part(one) for one in every]
+    ours = [one for one in every if collapse.part(one) == "frontier"]
+    assert {one.task.name for one in ours} == {"sums"}
+    assert {one.row.name for one in ours} == {
+        *("frontier-0.3", "frontier-0.45", "frontier-0.8", "frontier-1"),
+        *("fixed-0.33x", "fixed-3x"),
+    }
+    assert {one.seed for one in ours} == set(FRONTIER_SEEDS)
+    assert len(ours) == 12
+    assert parts.index("frontier") == max(i for i, name in enumerate(parts) if name == "methods") + 1
+
+
+def test_the_frontier_s_rows_differ_from_their_method_in_one_number() -> None:
+    task = TASKS["sums"]
+    laws = {row.name: configured(task, row).entropy.law for row in (*rows(task), *frontier_rows(task))}
+    held, fixed = laws["held"], laws["fixed"]
+    assert isinstance(held, ThermostatLaw)
+    assert isinstance(fixed, FixedLaw)
+    for anchor in (0.3, 0.45, 0.8, 1.0):
+        assert laws[f"frontier-{anchor:g}"] == msgspec.structs.replace(held, anchor=anchor)
+    for name, factor in (("fixed-0.33x", 1 / 3), ("fixed-3x", 3.0)):
+        law = laws[name]
+        assert isinstance(law, FixedLaw)
+        assert law.coefficient == pytest.approx(factor * fixed.coefficient, rel=1e-5)
+
+
+@pytest.mark.parametrize(("seed", "found"), [(TUNING_SEED, "second"), (1, None)])
+def test_only_a_tuning_cell_outlives_the_code_that_made_it(
+    seed: int, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
+    one = Cell(task=TASKS["sums"], row=tuning_rows(TASKS["sums"])[0], seed=seed)
+    config, _ = collapse._key(one)
+    folder = tmp_path / "collapse"
+    folder.mkdir()
+    stored = {"first": config, "second": config, "other": config | {"lag": 2}}
+    for age, (name, kept) in enumerate(stored.items()):
+        file = folder / f"{one.name}-{age:012x}.json"
+        file.write_text(json.dumps({"config": kept, "result": {"made": name}}))
+        os.utime(file, (age, age))
+    assert collapse.there(one) == (found and {"made": found})
+    cells.cell("collapse", one.name, config, collapse.CODE, lambda: {"made": "now"})
+    assert collapse.there(one) == {"made": "now"}
 
 
 def test_trl_is_asked_for_the_same_task_and_target() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.closed_loop import drive, overshoot, ringing, settling, swing
-from benchmarks.contenders import CONTENDERS, Setting
+from benchmarks.contenders import CONTENDERS, RISING, Setting
 from benchmarks.plant import Plant, answer
 from benchmarks.plant_fit import BOUNDS, SHARED, fit, prototype_residuals, recorded_runs, run_residuals
 
@@ -64,6 +64,20 @@ def test_the_drift_fades_and_swings() -> None:
     assert [swinging.drift(PLANT.first, order) / PLANT.late for order in (0, 50, 100, 150)] == pytest.approx(
         [1.0, 1.5, 1.0, 0.5]
     )
+
+
+def test_a_lift_turns_the_drift_upward_until_entropy_is_where_they_are_level() -> None:
+    lifted = STILL._replace(lift=0.5 * STILL.late, lift_after=100.0, lift_orders=50.0)
+    low = 0.4 * STILL.first
+    fall = STILL.drift(low)
+    assert [lifted.drift(low, order) for order in (0, 100, 125, 150, 1000)] == pytest.approx(
+        [fall, fall, fall - 0.25 * STILL.late, fall - 0.5 * STILL.late, fall - 0.5 * STILL.late]
+    )
+    assert lifted.drift(low) == fall  # what a law is told
+    course = answer(lifted, [0.0] * 1000, lifted.first)
+    assert course[:100] == pytest.approx(answer(STILL, [0.0] * 100, STILL.first))
+    assert math.exp(course[-1]) == pytest.approx(lifted.first * 0.5 ** (1.0 / lifted.drift_power), rel=1e-3)
+    assert course[-1] > course[100:].min() + 0.1
 
 
 @pytest.mark.parametrize("lag", [0, 1, 8])
@@ -148,3 +162,19 @@ def test_integral_laws_swing_where_the_flagship_rests() -> None:
     assert min(end("bang_bang", variant) for variant in range(3)) > 8.0
     assert min(end("anchored", variant) for variant in range(3)) > 8.0
     assert end("thermostat", 0) < 0.5
+
+
+def test_where_entropy_rises_by_itself_only_laws_that_press_it_down_come_near_their_target() -> None:
+    plant = STILL._replace(lift=1.5 * Setting(STILL, 1).drift)
+    setting = Setting(plant, 1)
+
+    def end(law: str, variant: int = 0) -> float:
+        make = list(RISING[law].values())[variant]
+        return float(drive(make(setting), plant, lag=1, orders=550, seed=0, target=setting.target).errors[-50:].mean())
+
+    level = math.log(1.5) / plant.drift_power  # where lift and drift are level, over the target
+    assert end("no control") == pytest.approx(level, rel=0.02)
+    for law in ("thermostat without cooling", "bang_bang", "anchored", "pi"):
+        assert end(law) > 0.9 * level
+    assert abs(end("thermostat")) < 0.6 * level
+    assert abs(end("quadratic", 2)) < 0.5 * level

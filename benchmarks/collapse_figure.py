@@ -1,0 +1,78 @@
+"""The pictures of `benchmarks/collapse.py`: entropy, reward, and the frontier of the two, one picture a task."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from benchmarks.collapse_report import BLOCK, Float64, Results, held, of_frontier, of_row, relative_entropy, scores
+from benchmarks.collapse_rows import PAIRED, Task, frontier, rows
+
+RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)  # marked on axes of H̃/H_0
+WIDTH, HEIGHT, DOTS = 15.0, 4.6, 90  # inches, inches, per inch
+
+
+def draw(task: Task, results: Results, path: Path) -> None:
+    """Writes the picture."""
+    mpl.use("Agg")
+    figure, (entropy, reward, against) = plt.subplots(1, 3, figsize=(WIDTH, HEIGHT), layout="constrained")
+    for index, row in enumerate(rows(task)):
+        found = of_row(task, row, results)
+        if not found:
+            continue
+        bold, colour = row.name in PAIRED, f"C{index % 10}"
+        style: dict[str, Any] = {"color": colour, "lw": 2.0 if bold else 0.9, "label": row.title}
+        entropy.plot(_smooth(np.mean([relative_entropy(task, one) for one in found], axis=0)), **style)
+        reward.plot(_smooth(np.mean([one["reward"] for one in found], axis=0)), **style)
+        for one in found:
+            against.plot(*_point(task, one), "o" if bold else ".", color=colour, alpha=0.5)
+        if row.name == "flagship":
+            _mark_target(entropy, task, found)
+    _join(against, task, results)
+    entropy.set(xlabel="optimizer step", ylabel="H̃ / H_0", title=f"{task.name}: entropy; dots: the flagship's target")
+    entropy.set_yscale("log")
+    reward.set(xlabel="optimizer step", ylabel="reward", title="reward of the batches")
+    against.set(xlabel="H̃ / H_0 held after the transient", ylabel="pass@1, trained levels", title="one point a run")
+    against.set_xscale("log")
+    for axis in (entropy.yaxis, against.xaxis):
+        axis.set_major_locator(FixedLocator(RATIOS))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter("{x:g}")
+    figure.legend(*entropy.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    figure.savefig(path, dpi=DOTS)
+    plt.close(figure)
+
+
+def _mark_target(axes: Axes, task: Task, found: list[dict[str, Any]]) -> None:
+    """The flagship's target as it stood in each step, over H_0."""
+    targets = np.array(
+        [np.asarray(one["target"], np.float64) / (one["initial_entropy"] or task.initial_entropy) for one in found]
+    )
+    axes.plot(targets.mean(axis=0), color="black", lw=0.8, ls=":")
+
+
+def _join(axes: Axes, task: Task, results: Results) -> None:
+    """A line through each way's means, from little entropy to much."""
+    for (way, held_rows), (colour, marker) in zip(
+        frontier(task).items(), (("black", "s"), ("grey", "D")), strict=False
+    ):
+        found = [some for row in held_rows if (some := of_frontier(task, row, results))]
+        if found:
+            line = np.array([np.mean([_point(task, one) for one in some], axis=0) for some in found])
+            axes.plot(*line.T, marker=marker, color=colour, lw=1.2, ms=4.0, label=way)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
+
+
+def _point(task: Task, result: dict[str, Any]) -> tuple[float, float]:
+    """H̃/H_0 held, and pass@1 on the trained levels."""
+    return held(relative_entropy(task, result)), float(scores(result, task.trained, 1).mean())
+
+
+def _smooth(curve: Float64) -> Float64:
+    window = min(BLOCK, len(curve))
+    return np.asarray(np.convolve(curve, np.full(window, 1.0 / window), mode="valid"), np.float64)
