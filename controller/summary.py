@@ -21,7 +21,7 @@ class OrderSummary(msgspec.Struct, frozen=True, kw_only=True):
     reward: float = 0.0  # mean over samples
     pass_rate: float = 0.0  # share of correct samples
     statuses: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)  # in `Status`'s order
-    actor_entropy: float = 0.0  # mean −log π over tokens, nats
+    actor_entropy: float = 0.0  # mean −log μ over tokens, μ the policies that drew them, nats
     response_tokens: int = 0
     truncated: int = 0  # samples
 

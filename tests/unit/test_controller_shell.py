@@ -188,7 +188,7 @@ def test_metrics_and_targets_are_served(made: Made) -> None:
         await actor.pulse(pulse(reports=(*(group_of(lease) for lease in leases), group_of(leases[0]))))
         frame = await actor.order(1.0)
         assert frame is not None
-        await actor.report(wire.encode(step_of(wire.decode(frame, TrainOrder))))
+        await actor.report(wire.encode(step_of(wire.decode(frame, TrainOrder), sampled=0.4)))
         lines = (await asyncio.to_thread(read, port, "/metrics")).splitlines()
         for line in (
             "entrostat_leases_granted_total 2.0",
@@ -198,8 +198,10 @@ def test_metrics_and_targets_are_served(made: Made) -> None:
             "entrostat_actors 1.0",
             "entrostat_reward 0.5",
             "entrostat_staleness_versions_count 2.0",
-            'entrostat_entropy_nats{estimator="clamped"} 0.2',
-            'entrostat_entropy_nats{estimator="sampled"} 0.2',
+            'entrostat_entropy_nats{estimator="full",policy="current"} 0.3',
+            'entrostat_entropy_nats{estimator="clamped",policy="current"} 0.2',
+            'entrostat_entropy_nats{estimator="sampled",policy="current"} 0.4',
+            'entrostat_entropy_nats{estimator="sampled",policy="behaviour"} 0.2',
             'entrostat_measured_entropy_nats{estimator="clamped"} 0.2',
             "entrostat_sample_balance 0.0",
             "entrostat_target_entropy_nats NaN",
