@@ -79,7 +79,8 @@ class MetricsRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False)
     masked_share: float = 0.0  # samples
     actor_entropy_nats: float | None = None  # mean −log μ of all groups' tokens, μ what drew them
     level_entropy_nats: dict[str, float] = msgspec.field(default_factory=dict)  # H̃, level by level
-    age_entropy_nats: tuple[float | None, ...] = ()  # H̃ of groups begun 0, 1, … versions before
+    age_entropy_nats: tuple[float | None, ...] = ()  # H̃ of groups begun 0, 1, … versions before …
+    age_actor_entropy_nats: tuple[float | None, ...] = ()  # … and the mean −log μ of their tokens, k versions old
 
 
 def metrics_row(
@@ -154,6 +155,7 @@ def metrics_row(
         actor_entropy_nats=_or_none(view.actor_entropy),
         level_entropy_nats={level.level: level.clamped_entropy for level in report.levels},
         age_entropy_nats=tuple(_or_none(entropy) for entropy in report.ages),
+        age_actor_entropy_nats=tuple(_or_none(entropy) for entropy in view.actor_ages),
     )
 
 

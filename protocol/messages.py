@@ -333,6 +333,7 @@ class ControllerView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pass_rate: float  # share of correct samples, the same
     statuses: tuple[int, int, int, int, int]  # verdicts of the last order, in `Status`'s order
     actor_entropy: float  # mean −log μ of the last order, μ the policies that drew it, nats
+    actor_ages: tuple[float, ...]  # the same of the ordered groups by age, along `staleness`; NaN where there are none
     response_tokens: int
     truncated: int
 

@@ -123,10 +123,12 @@ def row_of(report: StepReport, view: ControllerView) -> MetricsRow:
 
 def test_levels_and_ages_reach_the_row_and_what_was_not_measured_is_none() -> None:
     report = msgspec.structs.replace(plain_report(clamped=0.2), ages=(0.2, math.nan), masked_share=0.25)
-    view = msgspec.structs.replace(scene().controller.view(), measured_entropy=math.nan, sample_balance=0.5)
+    view = msgspec.structs.replace(
+        scene().controller.view(), measured_entropy=math.nan, sample_balance=0.5, actor_ages=(math.nan, 0.3)
+    )
     row = row_of(report, view)
     assert row.level_entropy_nats == {"a": 0.2}
-    assert row.age_entropy_nats == (0.2, None)
+    assert (row.age_entropy_nats, row.age_actor_entropy_nats) == ((0.2, None), (None, 0.3))
     assert (row.law_entropy_nats, row.sample_balance, row.masked_share) == (None, 0.5, 0.25)
 
 
