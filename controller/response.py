@@ -2,7 +2,7 @@
 
 The model, x = ln(H̃/H*) and one order a step: `x ← x + â·(e^G·m/ĉ − A)`. A is the drift, in units of the calibrated
 drift â; `e^G·â/ĉ` is the gain; m is the coefficient behind the optimizer's momentum, which is known. What is measured
-is x with the noise of a batch. So `ĉ·A·e^−G` holds the entropy still: what `I = ln A − G` adds to the calibration.
+is x with the noise of a batch. So `ĉ·A·e^−G` holds the entropy still.
 
 An extended Kalman filter keeps the three: a measurement moves each as far as it is in doubt and as x depends on it. A
 drift is learnt from orders without a bonus, a gain from changes of the coefficient, and at rest their ratio alone.
@@ -24,7 +24,7 @@ DRIFT_DOUBT = 0.4
 GAIN_DOUBT = 0.6
 # No single measurement counts for more than this many standard deviations.
 OUTLIER = 3.0
-DRIFT_RANGE = (0.05, 20.0)  # of A
+DRIFT_RANGE = (-5.0, 20.0)  # of A: below 0 the entropy rises by itself
 GAIN_RANGE = (-3.0, 3.0)  # of G
 
 
@@ -37,9 +37,9 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     doubt: tuple[Row, Row, Row]
 
     @property
-    def correction(self) -> float:
-        """I: the logarithm of the balance coefficient in units of the calibrated one."""
-        return math.log(self.drift) - self.gain
+    def balance(self) -> float:
+        """The coefficient that holds the entropy still, in units of the calibrated one: `A·e^−G`."""
+        return self.drift * math.exp(-self.gain)
 
 
 class Calibration(NamedTuple):

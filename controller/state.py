@@ -6,6 +6,7 @@ the same commands, so that recovery is replay and a bug report is a list of even
 
 import logging
 from collections.abc import Sequence
+from math import nan
 
 import msgspec
 
@@ -127,7 +128,8 @@ class Controller:
         self._left_out: list[GroupReport] = []  # filtered since the last order that was trained …
         self._told: tuple[GroupReport, ...] = ()  # … and those of them that count in the summary of the last order
         self._completed: dict[str, int] = {}  # response tokens by level, of all groups completed for that order
-        self._summary = OrderSummary(staleness=(0,) * (settings.rollout.max_staleness + 1))
+        ages = settings.rollout.max_staleness + 1
+        self._summary = OrderSummary(staleness=(0,) * ages, actor_ages=(nan,) * ages)
 
     def apply(self, event: Event) -> tuple[Command, ...]:
         """Takes an event in; returns what is to be done about it, in order."""
@@ -211,6 +213,7 @@ class Controller:
             pass_rate=summary.pass_rate,
             statuses=summary.statuses,
             actor_entropy=summary.actor_entropy,
+            actor_ages=summary.actor_ages,
             response_tokens=summary.response_tokens,
             truncated=summary.truncated,
         )

@@ -43,15 +43,17 @@ class Telemetry:
                 self._exporter.observe(metrics.STALENESS, age)
         self._exporter.set(metrics.REWARD, view.reward)
         self._exporter.set(metrics.PASS_RATE, view.pass_rate)
-        self._exporter.set(metrics.ENTROPY, view.actor_entropy, estimator="sampled")
+        self._exporter.set(metrics.ENTROPY, view.actor_entropy, estimator="sampled", policy="behaviour")
 
     def law(self, view: ControllerView, report: StepReport) -> None:
         """What the law made of a step's report."""
         self._exporter.set(metrics.COEFFICIENT, view.coefficient)
         self._exporter.set(metrics.TARGET, math.nan if view.target is None else view.target)
-        self._exporter.set(metrics.ENTROPY, report.entropy, estimator="full")
+        current = {"full": report.entropy, "sampled": report.sampled_entropy}
         if self._bonus != "full":
-            self._exporter.set(metrics.ENTROPY, report.clamped_entropy, estimator=self._bonus)
+            current[self._bonus] = report.clamped_entropy
+        for estimator, entropy in current.items():
+            self._exporter.set(metrics.ENTROPY, entropy, estimator=estimator, policy="current")
         self._exporter.set(metrics.MEASURED, self._controller.steering.measured_entropy, estimator=view.measured)
         self._exporter.set(metrics.SAMPLE_BALANCE, view.sample_balance)
         filled_up = self._controller.filled_up

@@ -46,8 +46,8 @@ def thermostat_step(law: ThermostatLaw, state: ThermostatState, entropy: float, 
     """The state after the entropy of `state.intake.last_version` was measured.
 
     `x = ln(H̃/H*)` · x̂, A, G: believed after it · `f = x̂ + Σ_under way â(e^G·m/ĉ − A) + β1/(1 − β1)·â(e^G·m/ĉ − A)` ·
-    `α = ĉ·clip(e^−G·(A − κ·f/â), box)`, κ `law.pace`: it is `ĉ·e^I·(1 − Kp·f)` with `I = ln A − G`, `Kp = κ/(âA)`.
-    An f below −0.25 counts as −0.25.
+    `α = ĉ·clip(e^−G·(A − κ·f/â), box)`, κ `law.pace`. While A is above 0 it is `ĉ·e^I·(1 − Kp·f)` with `I = ln A − G`,
+    `Kp = κ/(âA)`; below 0 the entropy rises by itself. An f below −0.25 counts as −0.25.
 
     f answers each coefficient at once and in full, `f ← f + â(e^G·α/ĉ − A)`: whatever the lag, it closes by the share κ
     an order. While the target falls by φ an order, f counts its fall over the lag and α leaves φ of the drift to it:

@@ -60,7 +60,7 @@ def begin(
         BadInput: the configuration, the steps, the model, the data or the machine won't do; nothing was written.
         Interrupted: the user stopped it; nothing is left of it.
     """
-    config = configs.load(path, overrides)
+    config = configs.load(path, overrides, to_run=True)
     config = msgspec.structs.replace(config, evaluation=EvaluationSettings())
     lengths = trial_steps(config, steps, confirm_steps)
     target = (run or Path(config.run.directory) / f"{config.run.name}-calibration").resolve()

@@ -83,7 +83,7 @@ class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def entropies(rows: Sequence[MetricsRow], driving: Estimator) -> Float64:
-    """`[steps]` the entropy that drives the law, nats per token; for `sampled` as the actors sampled it.
+    """`[steps]` the entropy that drives the law, nats per token: as the law of a run is told it, of the current policy.
 
     Raises:
         NumericsError: one is not finite.

@@ -200,7 +200,7 @@ def _eval(chosen: argparse.Namespace) -> int:
 def _explain(chosen: argparse.Namespace) -> int:
     from entrostat import config, explain
 
-    print(explain.explain(config.load(chosen.config, chosen.overrides)))
+    print(explain.explain(config.load(chosen.config, chosen.overrides, to_run=True)))
     return 0
 
 

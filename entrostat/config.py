@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from entrostat import toml
-from entrostat.contradictions import contradictions
+from entrostat.contradictions import contradictions, untrue_of_a_run
 from entrostat.protocol.entropy_settings import EntropySettings
 from entrostat.protocol.errors import ConfigError
 from entrostat.protocol.learner_settings import LearnerSettings
@@ -82,10 +82,11 @@ class RunConfig(Settings, frozen=True, kw_only=True):
     report: ReportSettings = ReportSettings()
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load(path: str | Path, overrides: Sequence[str] = (), *, to_run: bool = False) -> RunConfig:
     """The configuration in a TOML file, with `section.key=value` overrides applied; its paths made absolute.
 
-    Paths in the file are seen from the file's own folder.
+    Paths in the file are seen from the file's own folder. Settings that a simulation alone can keep are wrong in one
+    that is `to_run`.
 
     Raises:
         ConfigError: the file is missing or no TOML, has unknown keys, values out of range, or contradicts itself. All
@@ -99,6 +100,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not found:
         config = _resolved(msgspec.convert(table, RunConfig), path)
         found = contradictions(config, "tasks" not in table.get("evaluation", {"tasks": []}))
+        found += untrue_of_a_run(config) if to_run else []
         if not found:
             return config
     listed = "\n".join(f"  {_located(problem, places, overridden)}" for problem in found)

@@ -25,6 +25,8 @@ from entrostat.validate import Problem
 if TYPE_CHECKING:
     from entrostat.config import RunConfig
 
+RUN_LAG = 1  # orders: a run makes each one after the report of the one before
+
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a model's own `config.json` says of it; 0 for what it doesn't say."""
@@ -64,6 +66,20 @@ def contradictions(config: "RunConfig", evaluation_without_tasks: bool) -> list[
         *_filter(config),
         *_learner(config),
         *_ratio(config),
+    ]
+
+
+def untrue_of_a_run(config: "RunConfig") -> list[Problem]:
+    """What a simulation may choose and a run can't: there is one true value."""
+    law = config.entropy.law
+    if not isinstance(law, ThermostatLaw) or law.lag == RUN_LAG:
+        return []
+    return [
+        Problem(
+            ("entropy", "law", "lag"),
+            f"= {law.lag}, expected {RUN_LAG}: a run makes each order after the report of the one before, whatever "
+            "max_staleness is, and a law told otherwise steers wrongly; leave it out",
+        )
     ]
 
 

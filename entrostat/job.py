@@ -44,7 +44,7 @@ def begin(
     Raises:
         BadInput: the configuration, the model, the data or the machine won't do; nothing was written.
     """
-    config = configs.load(path, overrides)
+    config = configs.load(path, overrides, to_run=True)
     target = (run or Path(config.run.directory) / config.run.name).resolve()
     if not keep_earlier:
         directories.check_free(target)
@@ -72,7 +72,7 @@ def resume(path: Path, overrides: Sequence[str], *, address: str, began: float) 
     directory = directories.reopen(path.resolve())
     with contextlib.ExitStack() as undo:
         undo.callback(directory.close)
-        config = configs.load(directory.config, overrides)
+        config = configs.load(directory.config, overrides, to_run=True)
         newest = checkpoints.newest(directory.checkpoints)
         if newest is None:
             raise CheckpointDamaged(f"{path} has no checkpoint to go on from: begin anew with entrostat train CONFIG")

@@ -42,7 +42,10 @@ def entropy_lines(entropy: EntropySettings) -> Iterator[Line]:
     if entropy.measured == "full":
         yield "law measures", "H over the whole vocabulary, whatever the bonus is on"
     elif entropy.measured == "sampled":
-        yield "law measures", "the mean −log π of the drawn tokens: unbiased for H, and noisier"
+        yield (
+            "law measures",
+            "the mean −log π of the drawn tokens, π the current policy: unbiased for H on-policy, and noisier",
+        )
     yield "law", _law(entropy.law)
     if not gives_bonus(entropy.law):
         return

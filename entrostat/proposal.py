@@ -107,7 +107,11 @@ def reasons(findings: Findings, law: ThermostatLaw) -> Iterator[Reason]:
     )
     yield "balance", f"{law.balance:g}", " ".join(_balance(findings))
     yield "drift", f"{law.drift:g}", _drift(findings.drift)
-    yield "lag", f"{law.lag}", "orders from a measurement to the step it steers, as in the configuration"
+    yield (
+        "lag",
+        f"{law.lag}",
+        "orders from a measurement to the step it steers: a run makes one after the report of the one before",
+    )
     yield (
         "box",
         f"{box[0]:.3g} … {box[1]:.3g}",

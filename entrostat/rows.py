@@ -18,8 +18,9 @@ T = TypeVar("T")
 class MetricsRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """One line of `metrics.jsonl`. Entropies in nats per response token; shares 0–1; times in seconds.
 
-    `entropy_nats` and `clamped_entropy_nats` were measured before the step, `version_step` was made by it. Rewards and
-    verdicts are over all groups completed for the step, filtered ones too; leases are counted since the run began.
+    `entropy_nats`, `clamped_entropy_nats` and `sampled_entropy_nats` are of the current policy, measured by the learner
+    before the step; `actor_entropy_nats` is of the policies that drew the tokens. Rewards and verdicts are over all
+    groups completed for the step, filtered ones too; leases are counted since the run began.
     """
 
     step: int
@@ -30,7 +31,7 @@ class MetricsRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False)
     pass_rate: float
     entropy_nats: float
     clamped_entropy_nats: float
-    sampled_entropy_nats: float
+    sampled_entropy_nats: float  # mean −log π of the drawn tokens
     clamped_mass: float
     target_nats: float | None
     low_nats: float | None
@@ -76,8 +77,10 @@ class MetricsRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False)
     law_entropy_nats: float | None = None  # what the law was told: at the mix of levels that H_0 was measured at
     sample_balance: float = 0.0
     masked_share: float = 0.0  # samples
+    actor_entropy_nats: float | None = None  # mean −log μ of all groups' tokens, μ what drew them
     level_entropy_nats: dict[str, float] = msgspec.field(default_factory=dict)  # H̃, level by level
-    age_entropy_nats: tuple[float | None, ...] = ()  # H̃ of groups begun 0, 1, … versions before
+    age_entropy_nats: tuple[float | None, ...] = ()  # H̃ of groups begun 0, 1, … versions before …
+    age_actor_entropy_nats: tuple[float | None, ...] = ()  # … and the mean −log μ of their tokens, k versions old
 
 
 def metrics_row(
@@ -103,7 +106,7 @@ def metrics_row(
         pass_rate=view.pass_rate,
         entropy_nats=report.entropy,
         clamped_entropy_nats=report.clamped_entropy,
-        sampled_entropy_nats=view.actor_entropy,
+        sampled_entropy_nats=report.sampled_entropy,
         clamped_mass=report.clamped_mass,
         target_nats=view.target,
         low_nats=view.low,
@@ -149,8 +152,10 @@ def metrics_row(
         law_entropy_nats=_or_none(view.measured_entropy),
         sample_balance=view.sample_balance,
         masked_share=report.masked_share,
+        actor_entropy_nats=_or_none(view.actor_entropy),
         level_entropy_nats={level.level: level.clamped_entropy for level in report.levels},
         age_entropy_nats=tuple(_or_none(entropy) for entropy in report.ages),
+        age_actor_entropy_nats=tuple(_or_none(entropy) for entropy in view.actor_ages),
     )
 
 

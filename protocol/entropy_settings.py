@@ -100,7 +100,7 @@ class ThermostatLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="
     balance: Positive = 1e-3  # ĉ: the coefficient that holds the entropy still at the start
     drift: Positive = 0.01  # â: how fast ln H falls without control, per order
     anchor_orders: Count = 3
-    lag: CountOrZero = 1  # orders between a measurement and the step it steers
+    lag: CountOrZero = 1  # orders between a measurement and the step it steers; a run has 1, a simulation any
     floor_ratio: Positive = 0.01  # of ĉ
     ceiling_ratio: Positive = 10.0  # of ĉ
     # Of ĉ: how hard entropy is pressed down that has been at its target and rose above it; 0 never presses.

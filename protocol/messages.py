@@ -332,7 +332,8 @@ class ControllerView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     reward: float  # mean over the samples of the last order
     pass_rate: float  # share of correct samples, the same
     statuses: tuple[int, int, int, int, int]  # verdicts of the last order, in `Status`'s order
-    actor_entropy: float  # mean −log π of the last order, as sampled
+    actor_entropy: float  # mean −log μ of the last order, μ the policies that drew it, nats
+    actor_ages: tuple[float, ...]  # the same of the ordered groups by age, along `staleness`; NaN where there are none
     response_tokens: int
     truncated: int
 

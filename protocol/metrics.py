@@ -100,8 +100,8 @@ ENTROPY = _row(
     "controller",
     "gauge",
     "entropy_nats",
-    "Entropy per response token: full and that of the bonus of the current policy (learner), sampled by the actors.",
-    labels=(("estimator", ()),),
+    "Entropy per response token, by estimator: of the current policy (learner), or of those that drew (actors).",
+    labels=(("estimator", ()), ("policy", ("current", "behaviour"))),
 )
 MEASURED = _row(
     "controller",

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from entrostat.config import load
-from entrostat.protocol.entropy_settings import BandLaw
+from entrostat.protocol.entropy_settings import BandLaw, ThermostatLaw
+from entrostat.protocol.errors import ConfigError
 from tests.made_config import refused, small_file
 
 
@@ -69,6 +70,17 @@ def file(tmp_path: Path) -> Path:
 def test_settings_that_contradict_each_other_are_refused(file: Path, overrides: list[str], expected: str) -> None:
     load(file)
     assert expected in refused(file, *overrides)
+
+
+@pytest.mark.parametrize("lag", [0, 2, 4])
+def test_a_run_has_one_delay_and_a_simulation_any(file: Path, lag: int) -> None:
+    law = load(file, [f"entropy.law.lag={lag}"]).entropy.law
+    assert isinstance(law, ThermostatLaw)
+    assert law.lag == lag
+    with pytest.raises(ConfigError, match=rf"--set: \[entropy.law\] lag = {lag}, expected 1: .*; leave it out"):
+        load(file, [f"entropy.law.lag={lag}"], to_run=True)
+    load(file, ["entropy.law.lag=1"], to_run=True)
+    load(file, ["entropy.law.kind=fixed"], to_run=True)
 
 
 @pytest.mark.parametrize(

@@ -78,10 +78,11 @@ def test_a_step_goes_through_as_frames(made: Made) -> None:
         frame = await actor.order(5.0)
         assert frame is not None
         order = wire.decode(frame, TrainOrder)
-        view = wire.decode(await actor.report(wire.encode(step_of(order))), ControllerView)
+        told = await actor.report(wire.encode(step_of(order)))
+        view = wire.decode(told, ControllerView)
         assert (view.version.step, view.leases.trained, view.reward) == (1, 2, 0.5)
         assert sorted(buffer.leases) == sorted(lease.id for lease in leases)
-        assert wire.decode(await actor.view(), ControllerView) == view
+        assert (await actor.view()).tobytes() == told.tobytes()
         assert wire.decode(await actor.snapshot(), ControllerSnapshot).version == view.version
 
     asyncio.run(play())
@@ -176,7 +177,7 @@ def test_metrics_and_targets_are_served(made: Made) -> None:
         await actor.pulse(pulse(reports=(*(group_of(lease) for lease in leases), group_of(leases[0]))))
         frame = await actor.order(1.0)
         assert frame is not None
-        await actor.report(wire.encode(step_of(wire.decode(frame, TrainOrder))))
+        await actor.report(wire.encode(step_of(wire.decode(frame, TrainOrder), sampled=0.4)))
         lines = (await asyncio.to_thread(read, port, "/metrics")).splitlines()
         for line in (
             "entrostat_leases_granted_total 2.0",
@@ -186,8 +187,10 @@ def test_metrics_and_targets_are_served(made: Made) -> None:
             "entrostat_actors 1.0",
             "entrostat_reward 0.5",
             "entrostat_staleness_versions_count 2.0",
-            'entrostat_entropy_nats{estimator="clamped"} 0.2',
-            'entrostat_entropy_nats{estimator="sampled"} 0.2',
+            'entrostat_entropy_nats{estimator="full",policy="current"} 0.3',
+            'entrostat_entropy_nats{estimator="clamped",policy="current"} 0.2',
+            'entrostat_entropy_nats{estimator="sampled",policy="current"} 0.4',
+            'entrostat_entropy_nats{estimator="sampled",policy="behaviour"} 0.2',
             'entrostat_measured_entropy_nats{estimator="clamped"} 0.2',
             "entrostat_sample_balance 0.0",
             "entrostat_target_entropy_nats NaN",

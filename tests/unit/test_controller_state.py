@@ -1,6 +1,11 @@
 """The controller as a whole: one event at a time, and snapshots to go on from."""
 
+import math
+
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from entrostat.controller.events import Missing, Published, StepReported, Ticked
@@ -10,6 +15,7 @@ from entrostat.protocol import wire
 from entrostat.protocol.entropy_settings import FixedLaw
 from entrostat.protocol.errors import CheckpointDamaged, TaskError
 from entrostat.protocol.messages import GroupsMissing, LeaseCounts, PulseReply
+from entrostat.protocol.moments import Moments
 from tests.made_messages import (
     LEASE_SECONDS,
     Scene,
@@ -151,6 +157,7 @@ def test_the_view_tells_of_the_last_order() -> None:
     assert (view.response_tokens, view.truncated) == (24, 2)
     assert view.actor_entropy == pytest.approx(0.2)
     assert view.staleness == (0, 2)  # leased at version 0, ordered at version 1
+    assert view.actor_ages == pytest.approx((math.nan, 0.2), nan_ok=True)
     assert sum(view.difficulty) == 6
     assert view.actors == 1
     s.at += LEASE_SECONDS + 1.0
@@ -163,6 +170,35 @@ def test_a_group_older_than_allowed_shows_in_the_summary() -> None:
     reports = [group_of(lease, started=step) for step in (5, 4, 2, 2)]
     assert summarise(reports, 5, max_staleness=1).staleness == (1, 1, 0, 2)
     assert summarise(reports[:1], 5, max_staleness=1).staleness == (1, 0)
+
+
+SURPRISES = st.lists(st.floats(0.0, 12.0), max_size=6)  # −log μ of a group's tokens, nats
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), SURPRISES), min_size=1, max_size=8), st.integers(0, 3))
+def test_what_the_actors_saw_is_by_age_the_mean_over_the_tokens(
+    groups: list[tuple[int, list[float]]], bound: int
+) -> None:
+    lease = scene().pulse(room=1).leases[0]
+    reports = [
+        replace(group_of(lease, started=10 - age), surprise=Moments().observe(np.array(tokens)))
+        for age, tokens in groups
+    ]
+    left_out = [replace(group_of(lease, started=9), surprise=Moments(count=100, mean=50.0))]  # an order's alone count
+    found = summarise(reports, 10, bound, left_out)
+    assert len(found.actor_ages) == len(found.staleness)
+    for age, mean in enumerate(found.actor_ages):
+        tokens = [token for one, many in groups if one == age for token in many]
+        assert mean == pytest.approx(sum(tokens) / len(tokens) if tokens else math.nan, nan_ok=True)
+
+
+def test_an_old_policys_entropy_is_not_that_of_a_new_one() -> None:
+    lease = scene().pulse(room=1).leases[0]
+    seen = {5: Moments(count=2, mean=0.1), 3: Moments(count=6, mean=0.5)}
+    reports = [replace(group_of(lease, started=step), surprise=surprise) for step, surprise in seen.items()]
+    found = summarise(reports, 5, max_staleness=1)
+    assert found.actor_ages == pytest.approx((0.1, math.nan, 0.5), nan_ok=True)
+    assert found.actor_entropy == pytest.approx(0.4)  # eight tokens
 
 
 def test_no_prompts_are_an_error_with_a_name() -> None:
@@ -201,6 +237,7 @@ def last_order(view: object) -> dict[str, object]:
         "pass_rate",
         "statuses",
         "actor_entropy",
+        "actor_ages",
         "response_tokens",
         "truncated",
     )

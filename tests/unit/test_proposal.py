@@ -93,14 +93,13 @@ def test_the_target_stays_the_configurations(law: LawSettings, expected: float) 
 
 def test_what_is_no_property_of_the_policy_stays(quickstart: Path, tmp_path: Path) -> None:
     settings = [
-        "entropy.law.lag=3",
         "entropy.law.ceiling_ratio=5.0",
         "entropy.law.anchor_orders=4",
         "entropy.law.pace=0.2",
     ]
     _, text = calibrated(quickstart, tmp_path / "c", MadeUp(), *settings)
     law = tomllib.loads(text)["entropy"]["law"]
-    assert (law["lag"], law["ceiling_ratio"], law["anchor_orders"], law["pace"], law["anchor"]) == (3, 5.0, 4, 0.2, 0.6)
+    assert (law["ceiling_ratio"], law["anchor_orders"], law["pace"], law["anchor"]) == (5.0, 4, 0.2, 0.6)
 
 
 def test_an_entropy_that_does_not_fall_gives_a_floor_and_says_so(quickstart: Path, tmp_path: Path) -> None:

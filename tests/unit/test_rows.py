@@ -5,6 +5,7 @@ import sys
 from math import comb
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -14,11 +15,15 @@ from hypothesis import strategies as st
 
 from entrostat import directory as directories
 from entrostat import sinks, summary
+from entrostat.calibration import entropies
+from entrostat.controller.state import Controller
+from entrostat.controller.thermometer import driving_estimator
+from entrostat.protocol.entropy_settings import EntropySettings
 from entrostat.protocol.errors import RunDirectoryError
-from entrostat.protocol.messages import EvaluationResult, PolicyVersion, TrainOrder
+from entrostat.protocol.messages import ControllerView, EvaluationResult, PolicyVersion, StepReport
 from entrostat.protocol.moments import Moments
-from entrostat.rows import evaluation_row, metrics_row, pass_at, read_metrics
-from tests.made_messages import scene, step_of, version
+from entrostat.rows import MetricsRow, evaluation_row, metrics_row, pass_at, read_metrics
+from tests.made_messages import Scene, plain_report, run_of, scene, step_of
 from tests.made_rows import evaluation_row as made_evaluation
 from tests.made_rows import metrics_row as made_row
 
@@ -103,14 +108,10 @@ def test_a_line_cut_off_by_a_crash_never_was_a_row(tmp_path: Path) -> None:
         read_metrics(tmp_path / "metrics.jsonl")
 
 
-def test_levels_and_ages_reach_the_row_and_what_was_not_measured_is_none() -> None:
-    order = TrainOrder(
-        version=version(0), groups=(), coefficient=0.0, sample_balance=0.0, usual_entropy=math.nan, seed=0
-    )
-    view = scene().controller.view()
-    row = metrics_row(
-        msgspec.structs.replace(step_of(order, clamped=0.2), ages=(0.2, math.nan), masked_share=0.25),
-        msgspec.structs.replace(view, measured_entropy=math.nan, sample_balance=0.5),
+def row_of(report: StepReport, view: ControllerView) -> MetricsRow:
+    return metrics_row(
+        report,
+        view,
         [],
         unix_seconds=0.0,
         step_seconds=1.0,
@@ -118,9 +119,32 @@ def test_levels_and_ages_reach_the_row_and_what_was_not_measured_is_none() -> No
         samples=4,
         memory_gib=0.0,
     )
+
+
+def test_levels_and_ages_reach_the_row_and_what_was_not_measured_is_none() -> None:
+    report = msgspec.structs.replace(plain_report(clamped=0.2), ages=(0.2, math.nan), masked_share=0.25)
+    view = msgspec.structs.replace(
+        scene().controller.view(), measured_entropy=math.nan, sample_balance=0.5, actor_ages=(math.nan, 0.3)
+    )
+    row = row_of(report, view)
     assert row.level_entropy_nats == {"a": 0.2}
-    assert row.age_entropy_nats == (0.2, None)
+    assert (row.age_entropy_nats, row.age_actor_entropy_nats) == ((0.2, None), (None, 0.3))
     assert (row.law_entropy_nats, row.sample_balance, row.masked_share) == (None, 0.5, 0.25)
+
+
+@pytest.mark.parametrize("measured", ["full", "bonus", "sampled"])
+def test_an_orders_row_has_the_entropy_that_the_law_was_told(measured: Literal["full", "bonus", "sampled"]) -> None:
+    settings = EntropySettings(measured=measured)
+    s = Scene(Controller(msgspec.structs.replace(run_of(), entropy=settings), ["a"] * 10))
+    order = s.step(entropy=0.3, clamped=0.2, sampled=0.4)
+    row = row_of(step_of(order, entropy=0.3, clamped=0.2, sampled=0.4), s.controller.view())
+    told = entropies([row], driving_estimator(settings))
+    assert list(told) == [row.law_entropy_nats] == [s.controller.steering.measured_entropy]
+
+
+def test_what_the_actors_saw_is_no_measurement_of_the_current_policy() -> None:
+    row = row_of(plain_report(sampled=0.4), msgspec.structs.replace(scene().controller.view(), actor_entropy=0.2))
+    assert (row.sampled_entropy_nats, row.actor_entropy_nats) == (0.4, 0.2)
 
 
 def test_a_row_is_one_line_of_plain_json() -> None:

@@ -55,7 +55,7 @@ class ThermostatByTheBook:
         self.levels.append(x)
         belief, push = self.belief()
         coefficients = self.sent[2 + len(self.levels) - 1 :]
-        level, balance = belief.level, law.balance * math.exp(belief.correction)
+        level, balance = belief.level, law.balance * belief.balance
         for coefficient in (*coefficients, *([balance] * FAR)):
             push = BETA1 * push + (1 - BETA1) * coefficient
             level += increment(belief, push / law.balance, self.calibration)
