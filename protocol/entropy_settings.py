@@ -104,7 +104,7 @@ class ThermostatLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="
     floor_ratio: Positive = 0.01  # of ĉ
     ceiling_ratio: Positive = 10.0  # of ĉ
     # Of ĉ: how hard entropy is pressed down that has been at its target and rose above it; 0 never presses.
-    cooling_ratio: NonNegative = 1.0
+    cooling_ratio: NonNegative = 2.0
     noise: Positive = 0.13  # standard deviation of one order's ln H̃ about the policy's: another batch, another mean
     pace: Annotated[float, Meta(gt=0, le=1)] = 0.3  # κ: share of the foreseen error that one order is to close
     # Explored enough: from that order on the target falls, evenly in ln H, to final_anchor · H_0. 0: it never does.
