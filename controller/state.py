@@ -4,9 +4,7 @@ No clock, no input, no output but the log, no randomness that does not follow fr
 the same commands, so that recovery is replay and a bug report is a list of events.
 """
 
-import logging
 from collections.abc import Sequence
-from math import nan
 
 import msgspec
 
@@ -26,12 +24,10 @@ from entrostat.controller.events import (
     Ticked,
 )
 from entrostat.controller.leases import LeaseBook, lease_rules
-from entrostat.controller.orders import make_order
 from entrostat.controller.prompts import PromptOrder, PromptPosition
-from entrostat.controller.signals import silent
+from entrostat.controller.rounds import Rounds
 from entrostat.controller.steering import Steering
-from entrostat.controller.summary import OrderSummary, summarise
-from entrostat.controller.thermometer import AnchorMix, completed_tokens
+from entrostat.controller.thermometer import AnchorMix
 from entrostat.protocol.errors import CheckpointDamaged, TaskError
 from entrostat.protocol.messages import (
     ControllerView,
@@ -42,12 +38,9 @@ from entrostat.protocol.messages import (
     Pulse,
     PulseReply,
     StepReport,
-    TrainOrder,
     WeightsManifest,
 )
 from entrostat.protocol.settings import Stations
-
-log = logging.getLogger(__name__)
 
 
 class ControllerSnapshot(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -117,19 +110,16 @@ class Controller:
         )
         self._late_reports = snapshot.late_reports if snapshot else 0
         self._fenced_pulses = snapshot.fenced_pulses if snapshot else 0
-        self._filled_up = snapshot.filled_up if snapshot else 0
-        self._filled_orders = snapshot.filled_orders if snapshot else 0
         self._newest = self._version  # that actors may serve
         self._manifest: WeightsManifest | None = None
         self._actors: dict[int, Actor] = {}
         self._now = 0.0
-        self._order: TrainOrder | None = None  # under way
-        self._silent = 0  # groups of its batch without an advantage signal
-        self._left_out: list[GroupReport] = []  # filtered since the last order that was trained …
-        self._told: tuple[GroupReport, ...] = ()  # … and those of them that count in the summary of the last order
-        self._completed: dict[str, int] = {}  # response tokens by level, of all groups completed for that order
-        ages = settings.rollout.max_staleness + 1
-        self._summary = OrderSummary(staleness=(0,) * ages, actor_ages=(nan,) * ages)
+        self._round = Rounds(
+            settings,
+            self._difficulty,
+            filled_up=snapshot.filled_up if snapshot else 0,
+            filled_orders=snapshot.filled_orders if snapshot else 0,
+        )
 
     def apply(self, event: Event) -> tuple[Command, ...]:
         """Takes an event in; returns what is to be done about it, in order."""
@@ -180,7 +170,7 @@ class Controller:
     @property
     def filled_up(self) -> int:
         """Groups without an advantage signal that were trained all the same, because a filter had left out its most."""
-        return self._filled_up
+        return self._round.filled_up
 
     @property
     def actors(self) -> int:
@@ -190,7 +180,7 @@ class Controller:
 
     def view(self) -> ControllerView:
         """What people look at; the coefficient is that of the next order, the samples are those of the last one."""
-        law, summary = self.reading, self._summary
+        law, summary = self.reading, self._round.summary
         return ControllerView(
             version=self._version,
             coefficient=law.coefficient,
@@ -230,8 +220,8 @@ class Controller:
             counts=self._book.counts(),
             late_reports=self._late_reports,
             fenced_pulses=self._fenced_pulses,
-            filled_up=self._filled_up,
-            filled_orders=self._filled_orders,
+            filled_up=self._round.filled_up,
+            filled_orders=self._round.filled_orders,
         )
 
     def _restore(self, snapshot: ControllerSnapshot, prompts: PromptOrder) -> None:
@@ -281,7 +271,7 @@ class Controller:
     def _drop_filtered(self) -> tuple[int, ...]:
         """The leases that were filtered just now; their groups count in the next order's summary."""
         filtered = self._book.take_filtered()
-        self._left_out += filtered
+        self._round.leave_out(filtered)
         return tuple(report.lease_id for report in filtered)
 
     def _published(self, manifest: WeightsManifest) -> tuple[Command, ...]:
@@ -292,58 +282,30 @@ class Controller:
     # ── learner ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _order_requested(self) -> tuple[Command, ...]:
-        if self._order is not None:
-            return (Order(order=self._order),)
+        if self._round.order is not None:
+            return (Order(order=self._round.order),)
         law = self.reading
         stale = self._book.drop_stale(self._version.step)
         reports = self._book.order(self._now, along=law.coefficient > 0.0)
         useless = _discard((*stale, *self._drop_filtered()))
         if not reports:
             return useless
-        self._order = make_order(
-            reports, version=self._version, law=law, difficulty=self._difficulty, settings=self._settings
-        )
-        self._silent = sum(silent(report) for report in reports[: self._settings.batch.prompts])
-        self._told = tuple(self._left_out)
-        self._summary = summarise(reports, self._version.step, self._settings.rollout.max_staleness, self._told)
-        self._completed = completed_tokens(
-            (self._difficulty.level_of(report.prompt_id), report.lengths) for report in (*reports, *self._told)
-        )
-        return (*useless, Order(order=self._order))
+        return (*useless, Order(order=self._round.begin(reports, self._version, law)))
 
     def _step_reported(self, report: StepReport) -> tuple[Command, ...]:
         """Steps the law once; a report that does not answer the order under way (a repetition) changes nothing."""
         made = PolicyVersion(branch=self._version.branch, step=self._version.step + 1)
-        if self._order is None or report.measured != self._version or report.version != made:
+        if self._round.order is None or report.measured != self._version or report.version != made:
             return ()
-        self.steering.tell(report, self._completed)
-        self._left_out = self._left_out[len(self._told) :]
-        self._count_fillers()
-        self._order = None
+        self.steering.tell(report, self._round.completed)
+        self._round.end()
         self._version = made
         return _discard(self._book.train())
 
-    def _count_fillers(self) -> None:
-        """Counts groups without a signal in a batch that was trained in spite of a filter; says so now and then."""
-        if self._settings.batch.filter == "none" or not self._silent:
-            return
-        self._filled_up += self._silent
-        self._filled_orders += 1
-        if self._filled_orders & (self._filled_orders - 1) == 0:
-            log.warning(
-                "%d of the %d groups of order %s have equal rewards throughout: batch.refill = %g times batch.prompts "
-                "groups did not hold enough others (%d orders so far)",
-                self._silent,
-                self._settings.batch.prompts,
-                self._version,
-                self._settings.batch.refill,
-                self._filled_orders,
-            )
-
     def _missing(self, missing: GroupsMissing) -> tuple[Command, ...]:
-        if self._order is not None and missing.version == self._order.version:
+        if self._round.order is not None and missing.version == self._round.order.version:
             self._book.give_up(missing.lease_ids)
-            self._order = None
+            self._round.give_up()
         return _discard(self._drop_filtered())
 
 

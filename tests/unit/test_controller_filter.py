@@ -96,7 +96,7 @@ def test_a_run_without_any_signal_goes_on_and_says_so(caplog: pytest.LogCaptureF
         s.apply(Published(manifest=manifest(s.serves)))
     assert s.controller.counts == LeaseCounts(granted=20, trained=10, filtered=10)
     assert s.controller.filled_up == 10
-    told = [record.getMessage() for record in caplog.records if record.name.endswith("state")]
+    told = [record.getMessage() for record in caplog.records if record.name.endswith("rounds")]
     assert [message.split("(")[1] for message in told] == ["1 orders so far)", "2 orders so far)", "4 orders so far)"]
 
 

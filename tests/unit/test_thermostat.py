@@ -91,7 +91,7 @@ def test_the_thermostat_is_its_definition(entropies: list[float], lag: int, drif
 def test_the_thermostat_stays_in_its_box(entropies: list[float], lag: int) -> None:
     for state in fed(replace(THERMOSTAT, lag=lag), entropies):
         assert isinstance(state, ThermostatState)
-        lowest = -0.1 if state.engaged else 0.0
+        lowest = -THERMOSTAT.cooling_ratio * THERMOSTAT.balance if state.engaged else 0.0
         assert lowest * (1 + 1e-9) <= state.coefficient <= 1.0 * (1 + 1e-9)
         assert math.isfinite(state.foreseen)
 
@@ -151,7 +151,7 @@ def test_orders_whose_measurement_was_refused_are_remembered_with_their_coeffici
 def test_the_brake_turns_the_bonus_round_when_entropy_explodes() -> None:
     states = fed(THERMOSTAT, [0.135] * 3 + [0.09] * 5 + [0.3])
     assert read(THERMOSTAT, states[-1]).brake
-    assert states[-1].coefficient == -THERMOSTAT.balance
+    assert states[-1].coefficient == -THERMOSTAT.cooling_ratio * THERMOSTAT.balance
     mild = replace(THERMOSTAT, cooling_ratio=0.0)
     assert fed(mild, [0.135] * 3 + [0.09] * 5 + [0.3])[-1].coefficient == 0.0
     released = law_step(THERMOSTAT, states[-1], measured(9, 0.09))
