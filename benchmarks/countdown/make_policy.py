@@ -9,8 +9,8 @@ The policy first learns the game, and is then given a habit: expressions drawn w
 always of + and − alone. So it is rarely right, and what is missing is exploration: three in five problems need a
 product, which it hardly ever writes, though it has learnt how.
 
-    python -m benchmarks.countdown.make_policy            # writes benchmarks/countdown/policy, about 5 minutes
-    python -m benchmarks.countdown.make_policy --measure  # only measures the policy that is there
+    python -m benchmarks.countdown.make_policy --threads 1  # writes benchmarks/countdown/policy, about 7 minutes
+    python -m benchmarks.countdown.make_policy --measure    # only measures the policy that is there
 """
 
 import logging
@@ -56,7 +56,7 @@ class Lesson:
 
 
 SKILL = Lesson(steps=1200, peak_rate=3e-3, operators={"+": 1.0, "-": 1.0, "*": 1.0}, honest=1.0)
-HABIT = Lesson(steps=80, peak_rate=3e-4, operators={"+": 0.47, "-": 0.47, "*": 0.06}, honest=0.0)
+HABIT = Lesson(steps=80, peak_rate=3e-4, operators={"+": 0.495, "-": 0.495, "*": 0.01}, honest=0.0)
 TEMPLATES: tuple[str, ...] = tuple(
     QUESTION_FORMAT_TEMPLATE.format(question=template)
     for template in CountdownDataset(CountdownConfig(seed=0, size=1))._prompt_templates  # the library's own wording
