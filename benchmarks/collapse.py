@@ -66,6 +66,8 @@ CODE = (
     ),
 )
 PARTS = ("methods", "frontier", "tuning", "tracking")
+# The flagship's law alone: no other row's run calls it.
+FLAGSHIP_CODE = ("controller/response.py", "controller/thermostat.py")
 TRL_CODE = ("benchmarks/trl_request.py", "benchmarks/trl_run.py")
 
 
@@ -146,7 +148,11 @@ def _older(path: Path, config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _key(one: Cell) -> tuple[dict[str, Any], tuple[str, ...]]:
-    return asked_of(one) | {"files": _files(one.task)}, TRL_CODE if one.row.trl_delta else CODE
+    asked = asked_of(one) | {"files": _files(one.task)}
+    if one.row.trl_delta:
+        return asked, TRL_CODE
+    flagship = any('kind="thermostat"' in override for override in one.row.overrides)
+    return asked, tuple(file for file in CODE if flagship or file not in FLAGSHIP_CODE)
 
 
 @lru_cache

@@ -50,19 +50,21 @@ def thermostat_step(law: ThermostatLaw, state: ThermostatState, entropy: float, 
     `Kp = κ/(âA)`; below 0 the entropy rises by itself. An f below −0.25 counts as −0.25.
 
     f answers each coefficient at once and in full, `f ← f + â(e^G·α/ĉ − A)`: whatever the lag, it closes by the share κ
-    an order. While the target falls by φ an order, f counts its fall over the lag and α leaves φ of the drift to it:
-    `A − (φ + κ·f)/â`. What the box cuts off is known to the belief, so nothing winds up. Engaged from the first
-    x̂ < 0.25 on, or after 1/â steps. The box is [floor_ratio, ceiling_ratio]; once
-    engaged it begins at −cooling_ratio: entropy that rises by itself, where it costs no reward, comes down by nothing
-    else. Brake, an alarm: engaged and `x > max(ln 1.5, ln(H_0/H*) + 0.1)`; α is at the box's lower end, or 0.
+    an order. While the target falls, f is against the target of the time when all that has acted, `lag + β1/(1 − β1)`
+    orders ahead, and α leaves the fall φ of an order to the drift: `A − (φ + κ·f)/â`. What the box cuts off is known to
+    the belief, so nothing winds up. Engaged from the first x̂ < 0.25 on, or after 1/â steps. The box is [floor_ratio,
+    ceiling_ratio]; once engaged it begins at −cooling_ratio: entropy that rises by itself, where it costs no reward,
+    comes down by nothing else. Brake, an alarm: engaged and `x > max(ln 1.5, ln(H_0/H*) + 0.1)`; α is at the box's
+    lower end, or 0.
     """
     calibration = Calibration(drift=state.drift, noise=law.noise)
     share = anchor(law, state.steps)
     x = math.log(max(entropy, RESOLUTION_NATS) / max(share * initial, RESOLUTION_NATS))
     state = _lowered(law, _caught_up(law, state, calibration))
     believed = first_response(x, calibration) if state.response is None else correct(state.response, x, calibration)
+    ahead = state.steps + law.lag + _memory(state)  # when all that is under way has acted
+    foreseen = _foreseen(state, believed, calibration) + math.log(share / anchor(law, ahead))
     fall = math.log(share / anchor(law, state.steps + 1))  # of ln H*, in the order to come
-    foreseen = _foreseen(state, believed, calibration) + fall * law.lag
     error = max(foreseen, -LARGEST_ERROR)
     wanted = math.exp(-believed.gain) * (believed.drift - (fall + law.pace * error) / state.drift)
     engaged = state.engaged or believed.level < ENGAGE_BELOW or state.steps >= 1.0 / state.drift
@@ -82,7 +84,7 @@ def thermostat_step(law: ThermostatLaw, state: ThermostatState, entropy: float, 
     )
 
 
-def anchor(law: ThermostatLaw, orders: int) -> float:
+def anchor(law: ThermostatLaw, orders: float) -> float:
     """H*/H_0 for the measurement after so many `orders` were controlled."""
     if not law.release_after:
         return law.anchor
@@ -128,5 +130,9 @@ def _foreseen(state: ThermostatState, believed: Response, calibration: Calibrati
     for coefficient in state.under_way:
         push = state.momentum * push + (1.0 - state.momentum) * coefficient
         level += increment(believed, push / state.balance, calibration)
-    memory = state.momentum / (1.0 - state.momentum)
-    return level + memory * increment(believed, push / state.balance, calibration)
+    return level + _memory(state) * increment(believed, push / state.balance, calibration)
+
+
+def _memory(state: ThermostatState) -> float:
+    """Orders that what is behind the momentum still counts for: `β1/(1 − β1)`."""
+    return state.momentum / (1.0 - state.momentum)

@@ -157,6 +157,16 @@ def test_a_cell_belongs_to_its_toml_and_its_policy(tmp_path: Path) -> None:
     assert len({first, second, where()}) == 3
 
 
+def test_a_change_of_the_flagship_s_law_makes_no_other_row_again() -> None:
+    """A row whose run has another law is not keyed by the flagship's, and every other row is."""
+    for task in TASKS.values():
+        for row in rows(task):
+            law = configured(task, row).entropy.law
+            code = collapse._key(Cell(task=task, row=row, seed=1))[1]
+            assert ("controller/thermostat.py" in code) == isinstance(law, ThermostatLaw)
+            assert "controller/updates.py" in code
+
+
 def test_a_run_that_fails_says_which_and_why() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)broken failed with exit code 1: .*No such file"):
         own_process.run("broken", "benchmarks.collapse_run", {}, lambda asked, told: [f"{asked}.none", told])
