@@ -115,7 +115,7 @@ def test_only_a_tuning_cell_outlives_the_code_that_made_it(
 ) -> None:
     monkeypatch.setattr(cells, "RESULTS", tmp_path)
     one = Cell(task=TASKS["sums"], row=tuning_rows(TASKS["sums"])[0], seed=seed)
-    config, _ = collapse._key(one)
+    config, code = collapse._key(one)
     folder = tmp_path / "collapse"
     folder.mkdir()
     stored = {"first": config, "second": config, "other": config | {"lag": 2}}
@@ -124,7 +124,7 @@ def test_only_a_tuning_cell_outlives_the_code_that_made_it(
         file.write_text(json.dumps({"config": kept, "result": {"made": name}}))
         os.utime(file, (age, age))
     assert collapse.there(one) == (found and {"made": found})
-    cells.cell("collapse", one.name, config, collapse.CODE, lambda: {"made": "now"})
+    cells.cell("collapse", one.name, config, code, lambda: {"made": "now"})
     assert collapse.there(one) == {"made": "now"}
 
 
