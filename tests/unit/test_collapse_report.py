@@ -118,7 +118,7 @@ def test_the_frontier_has_its_rows_and_those_of_the_methods_in_order_on_the_same
     lines = frontier_table(sums, dict.fromkeys(cells, run)).splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines] == [
         *(f"| anchor {anchor}" for anchor in ("0.3", "0.45", "0.6", "0.8", "1")),
-        *(f"| coefficient {value}" for value in ("0.02", "0.06", "0.18")),
+        *(f"| coefficient {value}" for value in ("0.02", "0.04", "0.06")),
     ]
     assert all("| 2 | 0.500 [0.500, 0.500] | 1.000 [1.000, 1.000] |" in line for line in lines)
     listed = methods_table(sums, dict.fromkeys(cells, run))

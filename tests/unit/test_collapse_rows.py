@@ -88,7 +88,7 @@ def test_the_frontier_is_the_first_task_s_after_its_methods_and_is_asked_for_by_
     assert {one.task.name for one in ours} == {"sums"}
     assert {one.row.name for one in ours} == {
         *("frontier-0.3", "frontier-0.45", "frontier-0.8", "frontier-1"),
-        *("fixed-0.33x", "fixed-3x"),
+        *("fixed-2x", "fixed-3x"),
     }
     assert {one.seed for one in ours} == set(FRONTIER_SEEDS)
     assert len(ours) == 12
@@ -103,7 +103,7 @@ def test_the_frontier_s_rows_differ_from_their_method_in_one_number() -> None:
     assert isinstance(fixed, FixedLaw)
     for anchor in (0.3, 0.45, 0.8, 1.0):
         assert laws[f"frontier-{anchor:g}"] == msgspec.structs.replace(held, anchor=anchor)
-    for name, factor in (("fixed-0.33x", 1 / 3), ("fixed-3x", 3.0)):
+    for name, factor in (("fixed-2x", 2.0), ("fixed-3x", 3.0)):
         law = laws[name]
         assert isinstance(law, FixedLaw)
         assert law.coefficient == pytest.approx(factor * fixed.coefficient, rel=1e-5)
