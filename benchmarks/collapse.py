@@ -204,7 +204,8 @@ def part(one: Cell) -> str:
 
 
 def _asked(one: Cell, chosen: argparse.Namespace) -> bool:
-    return (not chosen.row or one.row.name in chosen.row) and chosen.part in (None, part(one))
+    named = (not chosen.row or one.row.name in chosen.row) and (not chosen.seed or one.seed in chosen.seed)
+    return named and chosen.part in (None, part(one))
 
 
 def main() -> int:
@@ -214,6 +215,7 @@ def main() -> int:
     parser.add_argument("--task", choices=sorted(TASKS), help="one task alone")
     parser.add_argument("--part", choices=PARTS, help="one part alone")
     parser.add_argument("--row", action="append", help="these rows alone")
+    parser.add_argument("--seed", action="append", type=int, help="these seeds alone")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="runs beside each other")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
