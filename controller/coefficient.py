@@ -199,7 +199,7 @@ def law_step(law: LawSettings, state: LawState, measurement: Measurement) -> Law
             return replace(state, intake=intake, coefficient=moved)
         case ThermostatLaw(), ThermostatState():
             waiting, initial = replace(state, intake=intake), intake.initial_entropy
-            return waiting if initial is None else thermostat_step(law, waiting, entropy, initial)
+            return waiting if initial is None else thermostat_step(law, waiting, entropy, initial, measurement.share)
         case BangBangLaw(), BangBangState() if target is not None:
             moved = bang_bang_step(
                 state.coefficient, entropy, target=target, delta=law.delta, floor=law.floor, ceiling=law.ceiling

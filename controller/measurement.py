@@ -22,6 +22,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     initial: float | None = None
     bonus: float | None = None  # the entropy that carries the bonus, where it is not `entropy`, nats
     surprise: float | None = None  # −log π of the drawn tokens, where it is not `entropy`, nats
+    share: float = 1.0  # of its coefficient that acted in the order's step: the token mean of the groups' weights
 
 
 class Intake(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from entrostat.controller.allocation import allocate
 from entrostat.controller.coefficient import Reading
 from entrostat.controller.difficulty import DifficultyTable, group_weights
 from entrostat.controller.leases import derived_seed
+from entrostat.controller.signals import silent
 from entrostat.protocol.messages import GroupReport, OrderedGroup, PolicyVersion, TrainOrder
 from entrostat.protocol.settings import Stations
 
@@ -38,8 +39,8 @@ def make_order(
         else difficulty.weights(prompts, version.step)
     )
     if law.coefficient < 0.0:
-        # Entropy is pressed down where it is, not where prompts are hard.
-        weights = np.ones(len(reports))
+        # Entropy is pressed down where it is, not where prompts are hard; and only beside a gradient that opposes it.
+        weights = np.full(len(reports), float(not all(map(silent, reports))))
     else:
         weights = allocate(raw, reports, initial_surprise=law.initial_surprise, settings=weighting)
     return TrainOrder(
@@ -60,3 +61,11 @@ def make_order(
         usual_entropy=math.nan if law.usual_entropy is None else law.usual_entropy,
         seed=derived_seed(settings.seed, "order", version.step),
     )
+
+
+def acting_share(order: TrainOrder, reports: Sequence[GroupReport]) -> float:
+    """`Σ n_q w̄_q / N_H`, the token mean of the weights: how much of the order's coefficient acts on the mean H̃."""
+    tokens = np.array([sum(report.lengths) for report in reports], dtype=np.float64)
+    weights = np.array([group.weight for group in order.groups], dtype=np.float64)
+    total = float(tokens.sum())
+    return float(tokens @ weights) / total if total else 0.0

@@ -6,7 +6,7 @@ from math import nan
 
 from entrostat.controller.coefficient import Reading
 from entrostat.controller.difficulty import DifficultyTable
-from entrostat.controller.orders import make_order
+from entrostat.controller.orders import acting_share, make_order
 from entrostat.controller.signals import silent
 from entrostat.controller.summary import OrderSummary, summarise
 from entrostat.controller.thermometer import completed_tokens
@@ -35,6 +35,7 @@ class Rounds:
         ages = settings.rollout.max_staleness + 1
         self.summary = OrderSummary(staleness=(0,) * ages, actor_ages=(nan,) * ages)  # of the last order
         self.completed: dict[str, int] = {}  # response tokens by level, of all groups completed for that order
+        self.share = 1.0  # of that order's coefficient that acts: the token mean of its groups' weights
         self._silent = 0  # groups of its batch without an advantage signal
         self._left_out: list[GroupReport] = []  # filtered since the last order that was trained …
         self._told: tuple[GroupReport, ...] = ()  # … and those of them that count in the summary of the last order
@@ -47,6 +48,7 @@ class Rounds:
         """The order of these groups: the batch, and after it those that come along for their bonus alone."""
         batch = self._settings.batch
         self.order = make_order(reports, version=version, law=law, difficulty=self._difficulty, settings=self._settings)
+        self.share = acting_share(self.order, reports)
         self._silent = sum(silent(report) for report in reports[: batch.prompts])
         self._told = tuple(self._left_out)
         self.summary = summarise(reports, version.step, self._settings.rollout.max_staleness, self._told)

@@ -297,7 +297,7 @@ class Controller:
         made = PolicyVersion(branch=self._version.branch, step=self._version.step + 1)
         if self._round.order is None or report.measured != self._version or report.version != made:
             return ()
-        self.steering.tell(report, self._round.completed)
+        self.steering.tell(report, self._round.completed, self._round.share)
         self._round.end()
         self._version = made
         return _discard(self._book.train())

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping
 
+from msgspec.structs import replace
+
 from entrostat.controller.coefficient import LawState, Reading, initial_state, law_step, read
 from entrostat.controller.thermometer import AnchorMix, Estimator, bonus_estimator, driving_estimator, measure
 from entrostat.protocol.entropy_settings import EntropySettings
@@ -44,8 +46,14 @@ class Steering:
         """Which entropy the bonus is on."""
         return bonus_estimator(self._settings)
 
-    def tell(self, report: StepReport, completed: Mapping[str, int]) -> None:
-        """Steps the law; `completed`: response tokens by level, of all groups completed for the order."""
+    def tell(self, report: StepReport, completed: Mapping[str, int], share: float) -> None:
+        """Steps the law.
+
+        Args:
+            report: of the order's step.
+            completed: response tokens by level, of all groups completed for the order.
+            share: of its coefficient that acted: the token mean of its groups' weights.
+        """
         before = self.law.intake
         measurement, mix = measure(
             report,
@@ -54,7 +62,7 @@ class Steering:
             completed=completed,
             anchoring=before.initial_entropy is None,
         )
-        self.law = law_step(self._settings.law, self.law, measurement)
+        self.law = law_step(self._settings.law, self.law, replace(measurement, share=share))
         if self.law.intake.accepted > before.accepted:
             self.mix, self._measured = mix, measurement.entropy
 

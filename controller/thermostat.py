@@ -37,12 +37,15 @@ class ThermostatState(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     under_way: tuple[float, ...] = ()  # [lag] coefficients of the orders from that version on, up to the next one
     foreseen: float = 0.0  # f: x once all this has acted
     engaged: bool = False
+    reached: bool = False  # the target, once
     steps: int = 0  # measurements controlled, H_0 known
     brake: bool = False
     ceiling_orders: int = 0  # how many in a row the coefficient has stood at its ceiling
 
 
-def thermostat_step(law: ThermostatLaw, state: ThermostatState, entropy: float, initial: float) -> ThermostatState:
+def thermostat_step(
+    law: ThermostatLaw, state: ThermostatState, entropy: float, initial: float, share: float = 1.0
+) -> ThermostatState:
     """The state after the entropy of `state.intake.last_version` was measured.
 
     `x = ln(H̃/H*)` · x̂, A, G: believed after it · `f = x̂ + Σ_under way â(e^G·m/ĉ − A) + β1/(1 − β1)·â(e^G·m/ĉ − A)` ·
@@ -52,24 +55,25 @@ def thermostat_step(law: ThermostatLaw, state: ThermostatState, entropy: float, 
     f answers each coefficient at once and in full, `f ← f + â(e^G·α/ĉ − A)`: whatever the lag, it closes by the share κ
     an order. While the target falls, f is against the target of the time when all that has acted, `lag + β1/(1 − β1)`
     orders ahead, and α leaves the fall φ of an order to the drift: `A − (φ + κ·f)/â`. What the box cuts off is known to
-    the belief, so nothing winds up. Engaged from the first x̂ < 0.25 on, or after 1/â steps. The box is [floor_ratio,
-    ceiling_ratio]; once engaged it begins at −cooling_ratio: entropy that rises by itself, where it costs no reward,
-    comes down by nothing else. Brake, an alarm: engaged and `x > max(ln 1.5, ln(H_0/H*) + 0.1)`; α is at the box's
-    lower end, or 0.
+    the belief, which is told what share of a coefficient acted, so nothing winds up. Engaged from the first x̂ < 0.25
+    on, or after 1/â steps. The box is [floor_ratio, ceiling_ratio]; once x̂ ≤ 0 was believed it begins at
+    −cooling_ratio: entropy that rises by itself, where it costs no reward, comes down by nothing else. Brake, an alarm:
+    engaged and `x > max(ln 1.5, ln(H_0/H*) + 0.1)`; α is at the box's lower end, or 0.
     """
     calibration = Calibration(drift=state.drift, noise=law.noise)
-    share = anchor(law, state.steps)
-    x = math.log(max(entropy, RESOLUTION_NATS) / max(share * initial, RESOLUTION_NATS))
-    state = _lowered(law, _caught_up(law, state, calibration))
+    aim = anchor(law, state.steps)
+    x = math.log(max(entropy, RESOLUTION_NATS) / max(aim * initial, RESOLUTION_NATS))
+    state = _lowered(law, _caught_up(law, state, calibration, share))
     believed = first_response(x, calibration) if state.response is None else correct(state.response, x, calibration)
     ahead = state.steps + law.lag + _memory(state)  # when all that is under way has acted
-    foreseen = _foreseen(state, believed, calibration) + math.log(share / anchor(law, ahead))
-    fall = math.log(share / anchor(law, state.steps + 1))  # of ln H*, in the order to come
+    foreseen = _foreseen(state, believed, calibration) + math.log(aim / anchor(law, ahead))
+    fall = math.log(aim / anchor(law, state.steps + 1))  # of ln H*, in the order to come
     error = max(foreseen, -LARGEST_ERROR)
     wanted = math.exp(-believed.gain) * (believed.drift - (fall + law.pace * error) / state.drift)
     engaged = state.engaged or believed.level < ENGAGE_BELOW or state.steps >= 1.0 / state.drift
-    brake = engaged and x > max(BRAKE_ABOVE, BRAKE_MARGIN - math.log(share))
-    lowest = -law.cooling_ratio if engaged and law.cooling_ratio else law.floor_ratio
+    brake = engaged and x > max(BRAKE_ABOVE, BRAKE_MARGIN - math.log(aim))
+    reached = state.reached or believed.level <= 0.0
+    lowest = -law.cooling_ratio if reached and law.cooling_ratio else law.floor_ratio
     ratio = min(lowest, 0.0) if brake else min(max(wanted, lowest), law.ceiling_ratio)
     return replace(
         state,
@@ -78,6 +82,7 @@ def thermostat_step(law: ThermostatLaw, state: ThermostatState, entropy: float, 
         response=believed,
         foreseen=foreseen,
         engaged=engaged,
+        reached=reached,
         steps=state.steps + 1,
         brake=brake,
         ceiling_orders=state.ceiling_orders + 1 if wanted >= law.ceiling_ratio and not brake else 0,
@@ -101,17 +106,20 @@ def _lowered(law: ThermostatLaw, state: ThermostatState) -> ThermostatState:
     return replace(state, response=replace(state.response, level=state.response.level + fall)) if fall else state
 
 
-def _caught_up(law: ThermostatLaw, state: ThermostatState, calibration: Calibration) -> ThermostatState:
+def _caught_up(law: ThermostatLaw, state: ThermostatState, calibration: Calibration, share: float) -> ThermostatState:
     """The state as it was expected just before this measurement.
 
-    Orders whose measurement was refused went out with the coefficient as it stood. A branch counts on from the step
-    of its checkpoint, where the state was made.
+    The last order's coefficient acted by its `share`; orders whose measurement was refused went out with the
+    coefficient as it stood, and count in full. A branch counts on from the step of its checkpoint, where the state was
+    made.
     """
     if state.response is None:
         return replace(state, under_way=(state.coefficient,) * law.lag)
     response, push, under_way = state.response, state.push, state.under_way
-    for _ in range(_orders_since(state)):
-        now, *later = (*under_way, state.coefficient)
+    orders = _orders_since(state)
+    for order in range(orders):
+        sent = state.coefficient * (share if order == orders - 1 else 1.0)
+        now, *later = (*under_way, sent)
         push = state.momentum * push + (1.0 - state.momentum) * now
         response, under_way = predict(response, push / state.balance, calibration), tuple(later)
     return replace(state, response=response, push=push, under_way=under_way)

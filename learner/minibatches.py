@@ -3,12 +3,13 @@
 The controller bounds what groups without an advantage signal get of the bonus, for the order as a whole. Adam scales
 what it is given to a full step, so that a part of such groups alone would be a step on nothing but their bonus. Hence
 groups with and without a signal are spread evenly over the parts, and a part that holds no signal all the same has no
-positive bonus. The bound on the share of all-wrong groups is the order's: a part keeps it as nearly as it has its share
+bonus. The bound on the share of all-wrong groups is the order's: a part keeps it as nearly as it has its share
 of the groups.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import isnan
 
 import numpy as np
 
@@ -45,12 +46,12 @@ def has_signal(samples: Sequence[Sample]) -> bool:
 
 
 def bounded(part: tuple[Sample, ...]) -> tuple[Sample, ...]:
-    """The part without a bonus if it holds no advantage signal: λ_q and w̄_q are 0.
+    """The part without a bonus, of either sign, if it holds no advantage signal: λ_q and w̄_q are 0.
 
-    A negative λ_q stays: it presses the entropy down where it is, whatever the rewards are. So the controller has it
-    with an order as a whole (controller/allocation.py, controller/orders.py). One that is not a number stays too, for
-    the step to refuse it.
+    So the controller has it with an order as a whole (controller/allocation.py, controller/orders.py): a gradient of
+    the entropy alone would be scaled by Adam to a nearly full step. A λ_q that is not a number stays, for the step to
+    refuse it.
     """
     if has_signal(part):
         return part
-    return tuple(replace(one, weight=0.0, coefficient=0.0) if one.coefficient >= 0.0 else one for one in part)
+    return tuple(one if isnan(one.coefficient) else replace(one, weight=0.0, coefficient=0.0) for one in part)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from entrostat.protocol.ranges import Count, CountOrZero, NonNegative, OpenShare, Positive, Settings, Share
+from entrostat.protocol.ranges import Count, CountOrZero, NonNegative, OpenShare, Positive, Rate, Ratio, Settings, Share
 
 
 class FullEntropy(Settings, frozen=True, kw_only=True, tag_field="kind", tag="full"):
@@ -88,7 +88,7 @@ class BandLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="band")
 class AnchoredLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="anchored"):
     """AER: an integral law towards `anchor · H_0`, never negative."""
 
-    anchor: Positive = 0.4
+    anchor: Ratio = 0.4
     rate: Positive = 0.01
     ceiling: Positive = 1.0
 
@@ -96,21 +96,21 @@ class AnchoredLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="an
 class ThermostatLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="thermostat"):
     """The flagship: steers by the entropy it foresees, around a calibrated balance coefficient."""
 
-    anchor: Positive = 0.7  # target = anchor · H_0
-    balance: Positive = 1e-3  # ĉ: the coefficient that holds the entropy still at the start
-    drift: Positive = 0.01  # â: how fast ln H falls without control, per order
+    anchor: Ratio = 0.7  # target = anchor · H_0
+    balance: Ratio = 1e-3  # ĉ: the coefficient that holds the entropy still at the start
+    drift: Rate = 0.01  # â: how fast ln H falls without control, per order
     anchor_orders: Count = 3
     lag: CountOrZero = 1  # orders between a measurement and the step it steers; a run has 1, a simulation any
-    floor_ratio: Positive = 0.01  # of ĉ
-    ceiling_ratio: Positive = 10.0  # of ĉ
+    floor_ratio: Ratio = 0.01  # of ĉ
+    ceiling_ratio: Ratio = 10.0  # of ĉ
     # Of ĉ: how hard entropy is pressed down that has been at its target and rose above it; 0 never presses.
-    cooling_ratio: NonNegative = 2.0
-    noise: Positive = 0.13  # standard deviation of one order's ln H̃ about the policy's: another batch, another mean
-    pace: Annotated[float, Meta(gt=0, le=1)] = 0.3  # κ: share of the foreseen error that one order is to close
+    cooling_ratio: Annotated[float, Meta(ge=0, le=100)] = 2.0
+    noise: Rate = 0.13  # standard deviation of one order's ln H̃ about the policy's: another batch, another mean
+    pace: Rate = 0.3  # κ: share of the foreseen error that one order is to close
     # Explored enough: from that order on the target falls, evenly in ln H, to final_anchor · H_0. 0: it never does.
     release_after: CountOrZero = 0
     release_orders: Count = 50
-    final_anchor: Positive = 0.2
+    final_anchor: Ratio = 0.2
 
     def __post_init__(self) -> None:
         if self.release_after and not self.final_anchor <= self.anchor:
@@ -121,7 +121,7 @@ class BangBangLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="ba
     """Skywork-OR1: a step of `delta` up or down; the bonus acts only while the entropy is below the target."""
 
     target: NonNegative = 0.0  # nats; 0: anchor · H_0
-    anchor: Positive = 0.7
+    anchor: Ratio = 0.7
     delta: Positive = 1e-4
     initial: NonNegative = 0.0
     floor: NonNegative = 0.0
@@ -132,7 +132,7 @@ class PiLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="pi"):
     """Proportional and integral action on `H* − H`, linear, with conditional integration."""
 
     target: NonNegative = 0.0  # nats; 0: anchor · H_0
-    anchor: Positive = 0.7
+    anchor: Ratio = 0.7
     proportional: NonNegative = 1.0  # per nat
     integral: NonNegative = 0.01  # per nat and order
     floor: NonNegative = 0.0
@@ -143,7 +143,7 @@ class QuadraticLaw(Settings, frozen=True, kw_only=True, tag_field="kind", tag="q
     """SIREN: the gradient of `−strength · (H − H*)²`, so that the coefficient is `2 · strength · (H* − H)`, signed."""
 
     target: NonNegative = 0.0  # nats; 0: anchor · H_0
-    anchor: Positive = 1.0
+    anchor: Ratio = 1.0
     strength: Positive = 5e-3
 
 
@@ -151,7 +151,7 @@ class SampleBalanceLaw(Settings, frozen=True, kw_only=True, tag_field="kind", ta
     """EntroPIC: no bonus; scales the losses of samples with positive and with negative advantage against each other."""
 
     target: NonNegative = 0.0  # nats; 0: anchor · H_0
-    anchor: Positive = 0.7
+    anchor: Ratio = 0.7
     proportional: NonNegative = 1.0  # per nat
     integral: NonNegative = 0.01  # per nat and order
 
@@ -166,7 +166,7 @@ class WeightSettings(Settings, frozen=True, kw_only=True):
     difficulty: Literal["streaming", "group"] = "streaming"
     normalise: bool = True  # token-weighted mean 1 over the order; False keeps the raw weights, as AER does
     form: Literal["uniform", "hinge", "indicator", "linear"] = "hinge"
-    threshold: Annotated[float, Meta(gt=0, le=1)] = 0.5  # ρ
+    threshold: Rate = 0.5  # ρ
     minimum: Share = 0.25  # w_min
     cap: Positive = 4.0
     half_life_versions: Positive = 50.0

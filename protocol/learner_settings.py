@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from entrostat.protocol.ranges import Count, CountOrZero, NonNegative, OpenShare, Positive, Settings, Share
+from entrostat.protocol.ranges import LARGEST, Count, CountOrZero, NonNegative, OpenShare, Positive, Settings, Share
 
 
 class PpoClip(Settings, frozen=True, kw_only=True, tag_field="kind", tag="ppo_clip"):
@@ -78,7 +78,7 @@ class LearnerSettings(Settings, frozen=True, kw_only=True):
     aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"  # of the policy term
     policy_tokens: Annotated[float, Meta(gt=0, le=1)] = 1.0  # share of tokens, by entropy, with a policy gradient
     entropy_advantage: NonNegative = 0.0  # α: advantages gain min(α·H, |A|/κ); 0 is off
-    entropy_advantage_bound: Positive = 2.0  # κ
+    entropy_advantage_bound: Annotated[float, Meta(gt=1, le=LARGEST)] = 2.0  # κ: above 1 no advantage changes its sign
     minibatches: Count = 1  # optimizer steps in which an order is taken
     epochs: Count = 1  # times over
     proximal: Literal["learner", "behaviour"] = "learner"  # whose log-probs the ratio is against

@@ -5,8 +5,12 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-Positive = Annotated[float, Meta(gt=0)]
-NonNegative = Annotated[float, Meta(ge=0)]
+# Of anything that is measured: what is beyond makes infinities somewhere, and is a slip of the pen.
+LARGEST = 1e12
+Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
+NonNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
+Rate = Annotated[float, Meta(ge=1e-6, le=1)]  # a share that is not nothing, or what ln H may change by in an order
+Ratio = Annotated[float, Meta(ge=1e-6, le=1e6)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 OpenShare = Annotated[float, Meta(ge=0, lt=1)]
 MOST = 2**48  # of anything that is counted

@@ -168,3 +168,23 @@ def test_the_view_tells_how_long_the_coefficient_has_stood_at_its_ceiling() -> N
     for _ in range(12):
         s.step(entropy=1e-4, clamped=1e-4)
     assert s.controller.view().ceiling_orders == s.controller.reading.ceiling_orders > 0
+
+
+def test_an_order_without_a_signal_is_not_pressed_down_either() -> None:
+    s = Scene(Controller(run_of(law=QuadraticLaw(target=0.1), staleness=0), ["a"] * 10))
+    s.step(clamped=0.3)
+    assert s.controller.view().coefficient < 0.0
+    assert [group.coefficient for group in s.step(clamped=0.3, correct=lambda _: 0).groups] == [0.0, 0.0]
+    assert all(group.coefficient < 0.0 for group in s.step(clamped=0.3).groups)
+
+
+def test_the_law_is_told_what_share_of_its_coefficient_acted() -> None:
+    """The token mean of an order's weights: 1 as a rule, 0 where no group has an advantage."""
+    s = scene(staleness=0, prompts=40)
+    for correct, share in ((2, 1.0), (0, 0.0), (2, 1.0)):
+        for _ in range(3):
+            rights, sent = [correct] * 40, s.controller.reading.coefficient
+            s.step(clamped=0.05, correct=rights.__getitem__)
+            state = s.controller.steering.law
+            assert isinstance(state, ThermostatState)
+            assert state.under_way in ((), (pytest.approx(share * sent),))

@@ -79,11 +79,11 @@ def test_a_signal_is_an_advantage_that_reaches_the_policy_term(changes: dict[str
     assert has_signal([replace(sample(1, 2, 3), advantage=0.0), one]) is signal
 
 
-def test_a_part_without_a_signal_loses_its_bonus_and_keeps_what_presses_entropy_down() -> None:
-    silent = [replace(one, weight=2.0) for one in silent_or_not([False])]
-    for given_, left in ((0.3, (0.0, 0.0)), (0.0, (0.0, 0.0)), (-0.3, (-0.3, 2.0))):
-        found = bounded(tuple(replace(one, coefficient=given_) for one in silent))
-        assert [(one.coefficient, one.weight) for one in found] == [left] * 2
+@pytest.mark.parametrize("coefficient", [0.3, 0.0, -0.3])
+def test_a_part_without_a_signal_loses_its_bonus_whatever_its_sign(coefficient: float) -> None:
+    silent = silent_or_not([False])
+    found = bounded(tuple(replace(one, weight=2.0, coefficient=coefficient) for one in silent))
+    assert [(one.coefficient, one.weight) for one in found] == [(0.0, 0.0)] * 2
     taught = tuple(silent_or_not([False, True]))
     assert bounded(taught) is taught
 
@@ -101,18 +101,14 @@ def taken(folder: Path, coefficient: float, **changes: Any) -> Taken:
 
 @pytest.mark.parametrize("measured", [False, True])
 @pytest.mark.parametrize("coefficient", [0.3, -0.3])
-def test_a_step_of_groups_without_a_signal_has_no_gradient_of_a_positive_bonus(
+def test_a_step_of_groups_without_a_signal_has_no_gradient_of_a_bonus(
     folder: Path, coefficient: float, measured: bool
 ) -> None:
     found = taken(folder, coefficient, measure_balance=measured)
     silent = [step for step in found.steps if step.measured.terms.policy == 0.0]
     assert len(silent) == 2
     for step in silent:
-        if coefficient > 0:
-            assert step.measured.terms.bonus == step.gradient_norm == 0.0
-        else:
-            assert step.measured.terms.bonus < -1e-3
-            assert step.gradient_norm > 1e-4
+        assert step.measured.terms.bonus == step.gradient_norm == 0.0
     (loud,) = [step for step in found.steps if step not in silent]
     assert abs(loud.measured.terms.bonus) > 1e-3
     # What is reported of the order is what was ordered.

@@ -43,9 +43,13 @@ class ThermostatByTheBook:
         ] * law.lag  # by order: what is decided after the measurement of order j is j + lag
         self.levels: list[float] = []
         self.engaged = False
+        self.reached = False
 
-    def alpha(self, entropy: float) -> float:
+    def alpha(self, entropy: float, share: float) -> float:
+        """The coefficient that answers the order's entropy; of its own coefficient a `share` acted."""
         law = self.law
+        if self.sent:
+            self.sent[-1] *= share
         if len(self.first) < 3:
             self.first.append(entropy)
             if len(self.first) < 3:
@@ -61,10 +65,11 @@ class ThermostatByTheBook:
             level += increment(belief, push / law.balance, self.calibration)
         self.engaged = self.engaged or belief.level < 0.25 or len(self.levels) - 1 >= 1 / law.drift
         wanted = balance * (1 - law.pace / (law.drift * belief.drift) * max(-0.25, level))
-        lowest = law.balance * (-law.cooling_ratio if self.engaged else law.floor_ratio)
+        self.reached = self.reached or belief.level <= 0
+        lowest = law.balance * (-law.cooling_ratio if self.reached else law.floor_ratio)
         alpha = sorted((lowest, wanted, law.balance * law.ceiling_ratio))[1]
         if self.engaged and x > max(math.log(1.5), math.log(1 / law.anchor) + 0.1):
-            alpha = lowest
+            alpha = min(lowest, 0.0)
         self.sent.append(alpha)
         return alpha
 
@@ -77,13 +82,18 @@ class ThermostatByTheBook:
         return belief, push
 
 
-@given(st.lists(st.floats(0.05, 0.3), min_size=4, max_size=30), st.integers(0, 8), st.floats(0.001, 0.1))
+@given(
+    st.lists(st.tuples(st.floats(0.05, 0.3), st.floats(0.0, 1.0)), min_size=4, max_size=30),
+    st.integers(0, 8),
+    st.floats(0.001, 0.1),
+)
 @settings(max_examples=40, deadline=None)
-def test_the_thermostat_is_its_definition(entropies: list[float], lag: int, drift: float) -> None:
+def test_the_thermostat_is_its_definition(orders: list[tuple[float, float]], lag: int, drift: float) -> None:
     law = ThermostatLaw(balance=0.1, drift=drift, anchor=0.7, lag=lag)
-    book = ThermostatByTheBook(law)
-    for state, entropy in zip(fed(law, entropies)[1:], entropies, strict=True):
-        assert state.coefficient == pytest.approx(book.alpha(entropy), rel=1e-6, abs=1e-9)
+    book, state = ThermostatByTheBook(law), initial_state(law)
+    for step, (entropy, share) in enumerate(orders):
+        state = law_step(law, state, replace(measured(step, entropy), share=share))
+        assert state.coefficient == pytest.approx(book.alpha(entropy, share), rel=1e-6, abs=1e-9)
 
 
 @given(st.lists(ENTROPY, max_size=60), st.integers(0, 8))
@@ -91,7 +101,7 @@ def test_the_thermostat_is_its_definition(entropies: list[float], lag: int, drif
 def test_the_thermostat_stays_in_its_box(entropies: list[float], lag: int) -> None:
     for state in fed(replace(THERMOSTAT, lag=lag), entropies):
         assert isinstance(state, ThermostatState)
-        lowest = -THERMOSTAT.cooling_ratio * THERMOSTAT.balance if state.engaged else 0.0
+        lowest = -THERMOSTAT.cooling_ratio * THERMOSTAT.balance if state.reached else 0.0
         assert lowest * (1 + 1e-9) <= state.coefficient <= 1.0 * (1 + 1e-9)
         assert math.isfinite(state.foreseen)
 
@@ -168,6 +178,15 @@ def test_entropy_that_rises_by_itself_is_pressed_down(cooling: float, holds: boo
         own = -0.03 if step < 30 else 0.005  # it falls as it learns, and then finds a place where it may grow
         log_entropy += own + 0.01 * read(law, state).coefficient / law.balance
     assert (log_entropy < math.log(1.2 * 0.7 * 0.135)) == holds
+
+
+@pytest.mark.parametrize("orders", [20, 300])
+def test_entropy_that_never_was_at_its_target_is_not_pressed_there(orders: int) -> None:
+    law = ThermostatLaw()
+    near = [0.135] * 3 + [0.135 * 0.7 * 1.1] * orders  # a tenth above the target, for longer than 1/â
+    assert min(state.coefficient for state in fed(law, near)) >= 0.0
+    been = [*near, *[0.07] * 10, *[0.2] * 20]
+    assert fed(law, been)[-1].coefficient < 0.0
 
 
 def test_nothing_is_pressed_down_on_the_way_to_the_first_target() -> None:
