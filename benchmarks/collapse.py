@@ -10,7 +10,6 @@ TRL's own trainer (`benchmarks/trl_run.py`), which has no delay and no such mode
 
 import argparse
 import hashlib
-import json
 import logging
 import os
 import sys
@@ -43,13 +42,18 @@ from benchmarks.collapse_rows import (
     tuning_rows,
 )
 from benchmarks.collapse_run import RunRequest
+from benchmarks.older_cells import older, result_in, take_over
 from entrostat import config as configs
 
 log = logging.getLogger("collapse")
 
 BENCHMARK = "collapse"
 # What a run's result depends on besides its configuration: all mathematics and decisions, and nothing of processes.
-NO_MATHEMATICS = ("remote", "telemetry", "ipc", "shared_memory", "checkpoint", "samples", "buffer", "weights", "probe")
+NO_MATHEMATICS = (
+    *("remote", "telemetry", "ipc", "shared_memory", "checkpoint", "samples", "buffer", "weights", "probe"),
+    *("engine", "engine_setup", "flat_buffer", "simulated", "weight_plugin"),
+    *("pool", "process", "worker", "frames", "tally"),
+)
 CODE = (
     "benchmarks/collapse_run.py",
     "benchmarks/countdown/score.py",
@@ -58,9 +62,12 @@ CODE = (
     "benchmarks/torch_engine.py",
     "protocol/entropy_settings.py",
     "protocol/learner_settings.py",
+    "protocol/messages.py",
+    "protocol/moments.py",
+    "protocol/settings.py",
     *(
         str(file.relative_to(ROOT))
-        for folder in ("controller", "learner")
+        for folder in ("controller", "learner", "actors", "actors/tasks", "actors/verifiers")
         for file in sorted((ROOT / folder).glob("*.py"))
         if file.stem not in NO_MATHEMATICS
     ),
@@ -68,7 +75,7 @@ CODE = (
 PARTS = ("methods", "frontier", "tuning", "tracking")
 # The flagship's law alone: no other row's run calls it.
 FLAGSHIP_CODE = ("controller/response.py", "controller/thermostat.py")
-TRL_CODE = ("benchmarks/trl_request.py", "benchmarks/trl_run.py")
+TRL_CODE = ("benchmarks/trl_environment.py", "benchmarks/trl_request.py", "benchmarks/trl_run.py")
 
 
 def request(one: Cell) -> RunRequest:
@@ -128,23 +135,17 @@ def asked_of(one: Cell) -> dict[str, Any]:
 
 def there(one: Cell) -> dict[str, Any] | None:
     """The cell's result, if it is there; of a tuning cell, which only chose settings, also one that older code made."""
-    config, code = _key(one)
-    path = place(BENCHMARK, one.name, config, code)
+    path, config = place_of(one)
     if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_bytes())["result"]
-        return found
-    return _older(path, config) if one.seed == TUNING_SEED else None
+        return result_in(path)
+    made = older(path, config) if one.seed == TUNING_SEED else None
+    return result_in(made) if made else None
 
 
-def _older(path: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """The result of the newest cell of this name and configuration, whatever code made it."""
-    name, _, _ = path.stem.rpartition("-")
-    for file in sorted(path.parent.glob(f"{name}-*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
-        content = json.loads(file.read_bytes())
-        if content["config"] == config:
-            found: dict[str, Any] = content["result"]
-            return found
-    return None
+def place_of(one: Cell) -> tuple[Path, dict[str, Any]]:
+    """Where a cell's file is or will be, and its configuration."""
+    config, code = _key(one)
+    return place(BENCHMARK, one.name, config, code), config
 
 
 def _key(one: Cell) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -184,6 +185,8 @@ def planned(tasks: Sequence[Task]) -> list[Cell]:
 
 def compute(cells: Sequence[Cell], processes: int) -> int:
     """Makes what is missing; returns how many cells failed."""
+    cells = [one for one in cells if one.seed != TUNING_SEED or there(one) is None]
+    take_over(cells, place_of, result_of, processes)
     failures = 0
     with ThreadPoolExecutor(processes) as pool:
         jobs = {one: pool.submit(result_of, one) for one in cells}

@@ -26,7 +26,7 @@ def draw(task: Task, results: Results, path: Path) -> None:
             continue
         bold, colour = row.name in PAIRED, f"C{index % 10}"
         style: dict[str, Any] = {"color": colour, "lw": 2.0 if bold else 0.9, "label": row.title}
-        entropy.plot(_smooth(np.mean([relative_entropy(task, one) for one in found], axis=0)), **style)
+        entropy.plot(_smooth(np.mean([relative_entropy(one) for one in found], axis=0)), **style)
         reward.plot(_smooth(np.mean([one["reward"] for one in found], axis=0)), **style)
         for one in found:
             against.plot(*_point(task, one), "o" if bold else ".", color=colour, alpha=0.5)
@@ -70,7 +70,7 @@ def _join(axes: Axes, task: Task, results: Results) -> None:
 
 def _point(task: Task, result: dict[str, Any]) -> tuple[float, float]:
     """H̃/H_0 held, and pass@1 on the trained levels."""
-    return held(relative_entropy(task, result)), float(scores(result, task.trained, 1).mean())
+    return held(relative_entropy(result)), float(scores(result, task.trained, 1).mean())
 
 
 def _smooth(curve: Float64) -> Float64:

@@ -17,6 +17,7 @@ Results = Mapping["Cell", dict[str, Any]]
 MARGIN = 0.02  # of pass@k: "not worse": the interval stays above its negative; fixed beforehand
 TRANSIENT = 0.4  # share of the steps before tracking counts
 LAST = 0.2  # share of the steps that make the reward at the end
+FIRST = 3  # steps that make the H_0 of all rows here
 BLOCK = 10  # steps: batch noise is no tracking error
 DRAWS = 4000
 INTERVAL = (2.5, 97.5)  # percentiles
@@ -49,9 +50,11 @@ def scores(result: dict[str, Any], levels: Sequence[str], k: int) -> Float64:
     return pass_at_k(np.asarray(result["correct"], np.float64)[chosen], SAMPLES, k)
 
 
-def relative_entropy(task: Task, result: dict[str, Any]) -> Float64:
-    """`[steps]` H̃/H_0: over the run's own first entropy, or the task's where nobody measured it."""
-    return np.asarray(result["entropy"], np.float64) / (result["initial_entropy"] or task.initial_entropy)
+def relative_entropy(result: dict[str, Any]) -> Float64:
+    """`[steps]` H̃/H_0, H_0 the mean of the first steps' for every law, however it measures its own."""
+    entropy = np.asarray(result["entropy"], np.float64)
+    relative: Float64 = entropy / entropy[:FIRST].mean()
+    return relative
 
 
 def own_ratios(row: Row, result: dict[str, Any]) -> Float64 | None:
@@ -121,7 +124,7 @@ def methods_table(task: Task, results: Results) -> str:
             for levels in (task.trained, (task.harder,))
             for k in (1, 8)
         ]
-        columns.append(np.array([held(relative_entropy(task, one)) for one in found]))
+        columns.append(np.array([held(relative_entropy(one)) for one in found]))
         lines.append((row.title, str(len(found)), *(_shown(column) for column in columns), _error(row, found)))
     return table(header, lines)
 
@@ -190,7 +193,7 @@ def frontier_table(task: Task, results: Results) -> str:
     for row in (row for way in frontier(task).values() for row in way):
         found = of_frontier(task, row, results)
         if found:
-            columns = [np.array([held(relative_entropy(task, one)) for one in found])]
+            columns = [np.array([held(relative_entropy(one)) for one in found])]
             columns += [np.stack([scores(one, task.trained, k) for one in found]) for k in (1, 8)]
             columns.append(np.array([final_reward(one) for one in found]))
             lines.append((row.title, str(len(found)), *map(_shown, columns)))

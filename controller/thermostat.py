@@ -18,6 +18,7 @@ from entrostat.protocol.messages import PolicyVersion
 
 LARGEST_ERROR = 0.25  # of −f, that is answered: several times its balance makes a policy's entropy explode
 ENGAGE_BELOW = 0.25  # of the believed x: near enough to the target for the brake to mean something
+REACHED_BELOW = 0.05  # of the believed x: the target was reached, and what rises from there may be pressed down
 BRAKE_ABOVE = math.log(1.5)  # of x, or …
 BRAKE_MARGIN = 0.1  # … this far above the initial entropy
 LONGEST_GAP = 100  # orders that are caught up with at most, if so many measurements were refused
@@ -56,7 +57,7 @@ def thermostat_step(
     an order. While the target falls, f is against the target of the time when all that has acted, `lag + β1/(1 − β1)`
     orders ahead, and α leaves the fall φ of an order to the drift: `A − (φ + κ·f)/â`. What the box cuts off is known to
     the belief, which is told what share of a coefficient acted, so nothing winds up. Engaged from the first x̂ < 0.25
-    on, or after 1/â steps. The box is [floor_ratio, ceiling_ratio]; once x̂ ≤ 0 was believed it begins at
+    on, or after 1/â steps. The box is [floor_ratio, ceiling_ratio]; once x̂ < 0.05 was believed it begins at
     −cooling_ratio: entropy that rises by itself, where it costs no reward, comes down by nothing else. Brake, an alarm:
     engaged and `x > max(ln 1.5, ln(H_0/H*) + 0.1)`; α is at the box's lower end, or 0.
     """
@@ -72,7 +73,7 @@ def thermostat_step(
     wanted = math.exp(-believed.gain) * (believed.drift - (fall + law.pace * error) / state.drift)
     engaged = state.engaged or believed.level < ENGAGE_BELOW or state.steps >= 1.0 / state.drift
     brake = engaged and x > max(BRAKE_ABOVE, BRAKE_MARGIN - math.log(aim))
-    reached = state.reached or believed.level <= 0.0
+    reached = state.reached or believed.level < REACHED_BELOW
     lowest = -law.cooling_ratio if reached and law.cooling_ratio else law.floor_ratio
     ratio = min(lowest, 0.0) if brake else min(max(wanted, lowest), law.ceiling_ratio)
     return replace(

@@ -31,7 +31,7 @@ NAMED = {row.name: row for row in rows(TASK)}
 def a_run(correct: int, entropy: float = 0.2) -> dict[str, Any]:
     levels = [TASK.trained[0]] * 6 + [TASK.harder] * 4
     return {
-        "entropy": [entropy] * 100,
+        "entropy": [0.4] * 3 + [entropy] * 97,
         "reward": [0.5] * 100,
         "initial_entropy": 0.4,
         "levels": levels,
@@ -103,10 +103,10 @@ def test_a_row_with_a_target_shows_its_own_error() -> None:
     assert line.endswith("| 0.500 | 0.250 |")
 
 
-def test_entropy_held_is_over_the_run_s_own_first_entropy_or_the_task_s() -> None:
-    assert relative_entropy(TASK, a_run(1)) == pytest.approx([0.5] * 100)
-    unknown = relative_entropy(TASK, a_run(1) | {"initial_entropy": None})
-    assert unknown == pytest.approx([0.2 / TASK.initial_entropy] * 100)
+def test_entropy_held_is_over_the_run_s_own_first_steps_whatever_its_law_calls_its_first() -> None:
+    run = a_run(1) | {"entropy": [0.3, 0.4, 0.5] + [0.2] * 97}
+    for named in (0.3, None):
+        assert relative_entropy(run | {"initial_entropy": named})[3:] == pytest.approx([0.5] * 97)
 
 
 def test_the_frontier_has_its_rows_and_those_of_the_methods_in_order_on_the_same_seeds() -> None:

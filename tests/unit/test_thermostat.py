@@ -65,7 +65,7 @@ class ThermostatByTheBook:
             level += increment(belief, push / law.balance, self.calibration)
         self.engaged = self.engaged or belief.level < 0.25 or len(self.levels) - 1 >= 1 / law.drift
         wanted = balance * (1 - law.pace / (law.drift * belief.drift) * max(-0.25, level))
-        self.reached = self.reached or belief.level <= 0
+        self.reached = self.reached or belief.level < 0.05
         lowest = law.balance * (-law.cooling_ratio if self.reached else law.floor_ratio)
         alpha = sorted((lowest, wanted, law.balance * law.ceiling_ratio))[1]
         if self.engaged and x > max(math.log(1.5), math.log(1 / law.anchor) + 0.1):
