@@ -22,7 +22,7 @@ from entrostat.protocol.settings import (
     TaskSettings,
     VerifierSettings,
 )
-from entrostat.validate import Problem, problems
+from entrostat.validate import Problem, problems, with_kinds
 
 
 class RunSettings(Settings, frozen=True, kw_only=True):
@@ -96,6 +96,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, to_run: bool = Fals
     table, text = toml.read(path)
     places = toml.lines(text)
     overridden = {toml.override(table, text) for text in overrides}
+    table = with_kinds(RunConfig, table)
     found = problems(RunConfig, table)
     if not found:
         config = _resolved(msgspec.convert(table, RunConfig), path)

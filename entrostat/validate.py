@@ -46,6 +46,23 @@ def problems(kind: Any, value: Any, place: Place = ()) -> list[Problem]:
     return _plain(kind, value, place)
 
 
+def with_kinds(kind: type[msgspec.Struct], table: dict[str, Any]) -> dict[str, Any]:
+    """The table with the default's `kind` in each section that says none: `[learner.loss] clip_high = 0.28` is PPO's.
+
+    A section without a default stays as it is.
+    """
+    whole = dict(table)
+    for field in msgspec.structs.fields(kind):
+        section, default = table.get(field.encode_name), field.default
+        if not isinstance(section, dict) or not isinstance(default, msgspec.Struct):
+            continue
+        tag = default.__struct_config__.tag
+        if tag is None:
+            section = with_kinds(type(default), section)
+        whole[field.encode_name] = section if tag is None else {TAG: tag, **section}
+    return whole
+
+
 def name(place: Place) -> str:
     """A place as a key is written: `tasks.0.size`."""
     return ".".join(str(key) for key in place)

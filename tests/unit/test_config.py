@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from entrostat import toml
 from entrostat.config import RunConfig, effective_toml, load, stations
 from entrostat.protocol.entropy_settings import BandLaw, FixedLaw, ThermostatLaw
+from entrostat.protocol.learner_settings import PpoClip
 from entrostat.protocol.settings import Jsonl
 from tests.made_config import SMALL, edited, refused, small_file
 
@@ -177,9 +178,14 @@ def test_an_unknown_kind_names_the_nearest(file: Path) -> None:
 
 def test_a_missing_key_is_named_at_its_section(file: Path) -> None:
     assert "line 1: [run] steps: is missing, and has no default" in refused(edited(file, "steps = 20\n", ""))
-    assert "[entropy.law] kind: is missing; expected one of: thermostat" in refused(
-        edited(file, 'kind = "thermostat"\n', "")
-    )
+    assert "[tasks 2] kind: is missing; expected one of: " in refused(edited(file, 'kind = "jsonl"\n', ""))
+
+
+def test_a_section_that_says_no_kind_is_of_its_default_s(file: Path) -> None:
+    without = load(edited(file, 'kind = "thermostat"\n', ""), ["learner.loss.clip_high=0.28"])
+    assert without.entropy.law == ThermostatLaw(balance=0.1, drift=0.008)
+    assert without.learner.loss == PpoClip(clip_high=0.28)
+    assert "[learner.loss] strength: unknown key" in refused(file, "learner.loss.strength=2")
 
 
 def test_all_that_is_wrong_is_said_at_once(file: Path) -> None:
