@@ -68,6 +68,8 @@ def rows(task: Task) -> tuple[Row, ...]:
     after, orders, final = task.release
     released = {"release_after": after, "release_orders": orders, "final_anchor": final}
     flagship = _law("thermostat", anchor=task.anchor, balance=task.balance, drift=task.drift, **released)
+    half = released | {"final_anchor": 0.5 * task.anchor}
+    deep = _law("thermostat", anchor=task.anchor, balance=task.balance, drift=task.drift, **half)
     low, high = (edge * task.target for edge in BAND)
     band = _law(
         "band",
@@ -106,6 +108,11 @@ def rows(task: Task) -> tuple[Row, ...]:
         ),
         Row(name="flagship", title="thermostat (flagship)", overrides=(flagship,)),
         Row(name="held", title="flagship, never released", overrides=(held,)),
+        *(
+            [Row(name="deep", title="flagship, released to half its anchor", overrides=(deep,))]
+            if deep != flagship
+            else []
+        ),
         Row(name="without_difficulty", title="flagship, uniform weights", overrides=(flagship, *PLAIN)),
         Row(name="without_clamp", title="flagship, full entropy", overrides=(flagship, FULL)),
         Row(
