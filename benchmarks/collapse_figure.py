@@ -9,7 +9,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from benchmarks.collapse_report import BLOCK, Float64, Results, held, of_frontier, of_row, relative_entropy, scores
+from benchmarks.collapse_report import (
+    BLOCK,
+    FIRST,
+    Float64,
+    Results,
+    held,
+    of_frontier,
+    of_row,
+    relative_entropy,
+    scores,
+)
 from benchmarks.collapse_rows import PAIRED, Task, frontier, rows
 
 RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)  # marked on axes of H̃/H_0
@@ -31,7 +41,7 @@ def draw(task: Task, results: Results, path: Path) -> None:
         for one in found:
             against.plot(*_point(task, one), "o" if bold else ".", color=colour, alpha=0.5)
         if row.name == "flagship":
-            _mark_target(entropy, task, found)
+            _mark_target(entropy, found)
     _join(against, task, results)
     entropy.set(xlabel="optimizer step", ylabel="H̃ / H_0", title=f"{task.name}: entropy; dots: the flagship's target")
     entropy.set_yscale("log")
@@ -47,11 +57,9 @@ def draw(task: Task, results: Results, path: Path) -> None:
     plt.close(figure)
 
 
-def _mark_target(axes: Axes, task: Task, found: list[dict[str, Any]]) -> None:
-    """The flagship's target as it stood in each step, over H_0."""
-    targets = np.array(
-        [np.asarray(one["target"], np.float64) / (one["initial_entropy"] or task.initial_entropy) for one in found]
-    )
+def _mark_target(axes: Axes, found: list[dict[str, Any]]) -> None:
+    """The flagship's target as it stood in each step, over the same H_0 as the entropies."""
+    targets = np.array([np.asarray(one["target"], np.float64) / np.mean(one["entropy"][:FIRST]) for one in found])
     axes.plot(targets.mean(axis=0), color="black", lw=0.8, ls=":")
 
 

@@ -23,7 +23,7 @@ DRAWS = 4000
 INTERVAL = (2.5, 97.5)  # percentiles
 # Of the methods: what each row was held against, which is no other row's.
 ERROR = "error against the law's own target (a band: beyond its edges, over its middle)"
-NOTHING = "–"  # of a row without a target
+NOTHING = "–"  # of a row without a target, and the verdict on a single seed
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +137,7 @@ def _error(row: Row, found: Sequence[dict[str, Any]]) -> str:
 
 
 def differences_table(task: Task, results: Results) -> str:
-    """The flagship minus every other row, on the seeds both have."""
+    """The flagship minus every other row, on the seeds both have; a single seed's interval is that of its prompts."""
     header = ("flagship minus", "seeds", "pass@1", "pass@8", "harder pass@1", "harder pass@8", "verdict")
     by = {(one.row.name, one.seed): result for one, result in results.items() if one.task.name == task.name}
     lines: list[Sequence[str]] = []
@@ -153,7 +153,7 @@ def differences_table(task: Task, results: Results) -> str:
             for k in (1, 8)
         ]
         shown = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in gaps]
-        lines.append((row.title, str(len(seeds)), *shown, _verdict(gaps[:2])))
+        lines.append((row.title, str(len(seeds)), *shown, _verdict(gaps[:2]) if len(seeds) > 1 else NOTHING))
     return table(header, lines)
 
 

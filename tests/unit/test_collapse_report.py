@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.collapse_figure import draw
 from benchmarks.collapse_report import (
+    NOTHING,
     Cell,
     bootstrapped,
     differences_table,
@@ -160,6 +161,11 @@ def test_the_interval_resamples_seeds_and_prompts() -> None:
 def test_verdicts_follow_the_interval_of_the_difference(flagship: int, other: int, verdict: str) -> None:
     table = differences_table(TASK, cells(flagship=flagship, none=other))
     assert table.splitlines()[-1].endswith(f"| {verdict} |")
+
+
+def test_a_single_seed_has_no_verdict() -> None:
+    one = {cell: run for cell, run in cells(flagship=40, none=10).items() if cell.seed == 1}
+    assert differences_table(TASK, one).splitlines()[-1].endswith(f"| {NOTHING} |")
 
 
 def test_a_row_of_the_table_shows_what_its_runs_did() -> None:
