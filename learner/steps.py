@@ -46,7 +46,7 @@ def take(
     rate: float,
     where: str,
 ) -> Taken:
-    """Makes all of the order's steps at learning rate `rate`; one without an advantage signal has no positive bonus.
+    """Makes all of the order's steps at learning rate `rate`; one without an advantage signal has no bonus.
 
     Raises:
         NumericsError: a measurement, a term of J or a gradient is not finite. That step is not made; those of the order
