@@ -23,6 +23,7 @@ from benchmarks.collapse_report import (
 from benchmarks.collapse_rows import PAIRED, Task, frontier, rows
 
 RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)  # marked on axes of H̃/H_0
+COLOURS = 10  # of matplotlib's cycle; rows beyond them are dashed, their dots crosses
 WIDTH, HEIGHT, DOTS = 15.0, 4.6, 90  # inches, inches, per inch
 
 
@@ -34,12 +35,15 @@ def draw(task: Task, results: Results, path: Path) -> None:
         found = of_row(task, row, results)
         if not found:
             continue
-        bold, colour = row.name in PAIRED, f"C{index % 10}"
-        style: dict[str, Any] = {"color": colour, "lw": 2.0 if bold else 0.9, "label": row.title}
-        entropy.plot(_smooth(np.mean([relative_entropy(one) for one in found], axis=0)), **style)
-        reward.plot(_smooth(np.mean([one["reward"] for one in found], axis=0)), **style)
+        bold, again = row.name in PAIRED, index >= COLOURS
+        style: dict[str, Any] = {"color": f"C{index % COLOURS}", "ls": "--" if again else "-"}
+        for axes, curves in (
+            (entropy, [relative_entropy(one) for one in found]),
+            (reward, [np.asarray(one["reward"], np.float64) for one in found]),
+        ):
+            axes.plot(*_smooth(np.mean(curves, axis=0)), lw=2.0 if bold else 0.9, label=row.title, **style)
         for one in found:
-            against.plot(*_point(task, one), "o" if bold else ".", color=colour, alpha=0.5)
+            against.plot(*_point(task, one), "x" if again else "o" if bold else ".", color=style["color"], alpha=0.5)
         if row.name == "flagship":
             _mark_target(entropy, found)
     _join(against, task, results)
@@ -81,6 +85,8 @@ def _point(task: Task, result: dict[str, Any]) -> tuple[float, float]:
     return held(relative_entropy(result)), float(scores(result, task.trained, 1).mean())
 
 
-def _smooth(curve: Float64) -> Float64:
+def _smooth(curve: Float64) -> tuple[Float64, Float64]:
+    """The steps in the middle of each window, and the windows' means."""
     window = min(BLOCK, len(curve))
-    return np.asarray(np.convolve(curve, np.full(window, 1.0 / window), mode="valid"), np.float64)
+    means = np.convolve(curve, np.full(window, 1.0 / window), mode="valid")
+    return np.arange(len(means)) + (window - 1) / 2, np.asarray(means, np.float64)
