@@ -14,6 +14,7 @@ setup: .venv/ready ## make .venv from the lock file
 .venv/ready: requirements-cpu.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 		{ echo "Entrostat's lock file is for Python 3.11; install it, or name it: make PYTHON=/path/to/python3.11"; exit 2; }
+	@test ! -L .venv || { echo ".venv is a link to another place, which would be emptied: remove the link first"; exit 2; }
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --retries 0 -r requirements-cpu.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -89,4 +89,4 @@ def _smooth(curve: Float64) -> tuple[Float64, Float64]:
     """The steps in the middle of each window, and the windows' means."""
     window = min(BLOCK, len(curve))
     means = np.convolve(curve, np.full(window, 1.0 / window), mode="valid")
-    return np.arange(len(means)) + (window - 1) / 2, np.asarray(means, np.float64)
+    return np.arange(len(means), dtype=np.float64) + (window - 1) / 2, np.asarray(means, np.float64)
