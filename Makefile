@@ -48,7 +48,7 @@ bench-toy: setup ## the AEnt paper's toy MDP, about a quarter of an hour
 bench-collapse: setup ## every method on two tasks, hours; goes on where it stopped
 	$(BIN)/python -m benchmarks.collapse
 
-bench-trl: setup ## TRL beside our laws: what entropy they hold, at several delays
+bench-trl: setup ## what entropy TRL and our laws hold, ours at several delays too
 	$(BIN)/python -m benchmarks.collapse --part tracking
 
 bench-tables: setup ## the comparison's tables and pictures, from the results that are there

@@ -3,9 +3,10 @@
     python -m benchmarks.collapse                 # every cell that is missing, then tables and pictures
     python -m benchmarks.collapse --only tables   # from the cells that are there
 
-Every run of ours is made by the product's engine, controller and learner (`benchmarks/loop.py`), with equal steps and
-samples. The second half is about tracking alone: the law at delays of 1, 4 and 8 orders, beside bang-bang and beside
-TRL's own trainer (`benchmarks/trl_run.py`), which has no delay and no such mode.
+Every run of ours is made by the product's actor, controller and learner, with a plain torch engine in vLLM's place
+(`benchmarks/loop.py`), with equal steps and samples. The second half is about tracking alone: the law at delays of 1, 4
+and 8 orders, beside bang-bang and beside TRL's own trainer (`benchmarks/trl_run.py`), which has no delay and no such
+mode.
 """
 
 import argparse

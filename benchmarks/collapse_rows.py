@@ -1,7 +1,7 @@
 """What `benchmarks/collapse.py` compares: two tasks, and for each the same rows.
 
 No control, the fixed coefficient and the flagship are tuned on their own seed, each as often as the others (`TRIES`);
-the published laws are set once, in units of the task's balance. The learning rate that suits no control is for all.
+the published laws are set once, by hand. The learning rate that suits no control is for all.
 """
 
 from typing import Any
