@@ -99,7 +99,7 @@ def test_a_new_branch_is_newer_than_any_step_of_the_old_one(law: LawSettings) ->
 
 
 @given(st.lists(st.one_of(ENTROPY, st.just(math.nan)), max_size=30), st.sampled_from(LAWS))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_no_stream_of_entropies_makes_a_coefficient_that_is_not_a_number(
     entropies: list[float], law: LawSettings
 ) -> None:

@@ -68,7 +68,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(st.text(max_size=5), values, max_size=4))
 def test_what_is_written_as_toml_reads_back(table: dict[str, Any]) -> None:
     import tomllib

@@ -96,7 +96,7 @@ GROUPS = st.lists(
 
 
 @given(GROUPS, st.floats(0.0, 1.0), st.floats(1.0, 8.0), st.booleans())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_every_bound_holds_whatever_comes(
     drawn: list[tuple[float, int, int, float]], share: float, cap: float, normalise: bool
 ) -> None:

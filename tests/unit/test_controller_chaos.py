@@ -157,7 +157,7 @@ class Chaos:
 
 
 @given(SEEDS, st.integers(1, 4), st.integers(0, 2), st.sampled_from([4, 6, 20]), st.sampled_from([0.0, 1.5, 3.0]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_whatever_happens_leases_add_up_staleness_is_bounded_and_no_prompt_is_lost(
     seed: int, batch: int, staleness: int, prompts: int, refill: float
 ) -> None:
@@ -206,7 +206,7 @@ def test_the_random_actions_meet_every_way_a_lease_can_end() -> None:
 
 
 @given(SEEDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_same_events_make_the_same_state(seed: int) -> None:
     twins = [Chaos(batch=2, staleness=1, prompts=6, refill=2.0) for _ in range(2)]
     for action in actions_of(seed):

@@ -60,7 +60,7 @@ def test_weights_are_those_of_their_definition(form: Form) -> None:
 
 
 @given(POSITIVE, POSITIVE, st.floats(0.05, 1.0), st.sampled_from(FORMS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_expected_weights_agree_with_numeric_integration(a: float, b: float, threshold: float, form: Form) -> None:
     fast = expected_weight(np.array([a]), np.array([b]), form=form, threshold=threshold)[0]
     assert fast == pytest.approx(expectation_by_integration(a, b, form, threshold), abs=1e-8)
@@ -75,7 +75,7 @@ def test_a_flat_estimate_has_the_known_expectations() -> None:
 
 
 @given(st.floats(0.02, 0.98), st.sampled_from(FORMS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_certain_estimate_has_the_weight_of_its_rate(rate: float, form: Form) -> None:
     if form == "indicator" and abs(rate - 0.5) < 0.01:
         return
@@ -84,7 +84,7 @@ def test_a_certain_estimate_has_the_weight_of_its_rate(rate: float, form: Form) 
 
 
 @given(POSITIVE, POSITIVE, st.sampled_from(FORMS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_success_never_raises_the_expected_weight(a: float, b: float, form: Form) -> None:
     before, after = expected_weight(np.array([a, a + 1.0]), np.array([b, b]), form=form, threshold=0.5)
     assert 0.0 <= after <= before + 1e-12 <= 1.0 + 1e-12
@@ -103,7 +103,7 @@ OBSERVATIONS = st.lists(
 
 
 @given(OBSERVATIONS, st.permutations(range(30)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_streaming_estimate_is_the_decayed_sum_in_whatever_order_reports_come(
     observations: list[tuple[int, int, int, int]], order: list[int]
 ) -> None:

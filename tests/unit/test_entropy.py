@@ -190,7 +190,7 @@ def test_logits_that_are_whole_numbers_are_named() -> None:
 
 
 @given(ROWS, st.floats(0, 0.99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_clamped_entropy_lies_between_zero_and_the_log_of_the_kept_count(row: list[float], fraction: float) -> None:
     logits = torch.tensor([row], dtype=torch.float64)
     kept = len(kept_by_definition(logits.numpy()[0], fraction))
@@ -200,7 +200,7 @@ def test_clamped_entropy_lies_between_zero_and_the_log_of_the_kept_count(row: li
 
 
 @given(ROWS, st.floats(0, 0.99), st.integers(-50, 50))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_constant_added_to_all_logits_changes_nothing(row: list[float], fraction: float, shift: int) -> None:
     logits = torch.tensor([row], dtype=torch.float32).double()
     # Both are ranked in float32, where a shift may make neighbours equal; the value hardly notices.
@@ -209,7 +209,7 @@ def test_a_constant_added_to_all_logits_changes_nothing(row: list[float], fracti
 
 
 @given(st.permutations(range(12)), st.floats(0, 0.99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_order_of_the_vocabulary_does_not_matter(order: list[int], fraction: float) -> None:
     logits = random_logits(2, 12).requires_grad_()
     shuffled = logits.detach()[:, order].requires_grad_()

@@ -213,7 +213,7 @@ def test_a_row_is_the_same_alone_and_among_others(estimator: Estimator) -> None:
 
 
 @given(ROWS, st.integers(1, 45))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_top_k_entropy_lies_between_zero_and_the_log_of_the_kept_count(row: list[float], k: int) -> None:
     logits = torch.tensor([row], dtype=torch.float64)
     value = top_k_entropy(logits, k).item()
@@ -224,7 +224,7 @@ def test_top_k_entropy_lies_between_zero_and_the_log_of_the_kept_count(row: list
 
 
 @given(ROWS, MASSES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_nucleus_is_the_shortest_head_of_the_ranking_that_has_the_mass(row: list[float], mass: float) -> None:
     logits = torch.tensor([row], dtype=torch.float64)
     (kept,) = ids_of(nucleus_tokens(logits, mass), logits)
@@ -240,7 +240,7 @@ def test_a_nucleus_is_the_shortest_head_of_the_ranking_that_has_the_mass(row: li
 
 
 @given(ROWS, st.integers(1, 45), MASSES, st.integers(-50, 50))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_constant_added_to_all_logits_changes_nothing(row: list[float], k: int, mass: float, shift: int) -> None:
     # Whole 64ths: a shift rounds none of them, so that equals stay equal and others apart.
     logits = (torch.tensor([row], dtype=torch.float64) * 64).round() / 64
@@ -250,7 +250,7 @@ def test_a_constant_added_to_all_logits_changes_nothing(row: list[float], k: int
 
 
 @given(st.permutations(range(12)), st.integers(1, 12), MASSES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_order_of_the_vocabulary_does_not_matter(order: list[int], k: int, mass: float) -> None:
     for estimator in (top_k(k), nucleus(mass)):
         logits = random_logits(2, 12).requires_grad_()
@@ -263,7 +263,7 @@ def test_the_order_of_the_vocabulary_does_not_matter(order: list[int], k: int, m
 
 
 @given(ROWS, st.tuples(st.integers(1, 45), st.integers(1, 45)), st.tuples(MASSES, MASSES))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_larger_set_holds_the_smaller_one(
     row: list[float], counts: tuple[int, int], masses: tuple[float, float]
 ) -> None:

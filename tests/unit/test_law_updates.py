@@ -24,7 +24,7 @@ from tests.made_measurements import ENTROPY
 
 
 @given(st.floats(6e-4, 9e-3), ENTROPY, st.floats(0.0, 1.0))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_band_step_is_the_papers_update(coefficient: float, entropy: float, pull: float) -> None:
     low, high, rate, floor, ceiling, initial = 0.15, 0.24, 2e-3, 6e-4, 9e-3, 2e-3
     below = entropy - low if entropy < low else 0.0
@@ -38,7 +38,7 @@ def test_the_band_step_is_the_papers_update(coefficient: float, entropy: float, 
 
 
 @given(st.floats(6e-4, 9e-3), st.floats(0.15, 0.24))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_band_holds_inside(coefficient: float, entropy: float) -> None:
     got = band_step(coefficient, entropy, low=0.15, high=0.24, rate=2e-3, floor=6e-4, ceiling=9e-3)
     assert got == coefficient
@@ -51,7 +51,7 @@ def test_the_band_pushes_back_from_either_side() -> None:
 
 
 @given(st.floats(0.0, 2.0), ENTROPY, st.floats(0.0, 3.0), st.floats(1e-4, 1.0))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_anchored_step_is_the_papers_update_and_never_negative(
     coefficient: float, entropy: float, target: float, rate: float
 ) -> None:
@@ -63,7 +63,7 @@ def test_the_anchored_step_is_the_papers_update_and_never_negative(
 
 
 @given(st.floats(0.0, 5e-3), ENTROPY, st.floats(0.0, 3.0))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_bang_bang_step_is_the_papers_update(coefficient: float, entropy: float, target: float) -> None:
     got = bang_bang_step(coefficient, entropy, target=target, delta=1e-4, floor=0.0, ceiling=5e-3)
     expected = coefficient + 1e-4 if entropy < target else coefficient - 1e-4
@@ -94,7 +94,7 @@ def pi_course(entropies: list[float], *, floor: float, ceiling: float, sign: flo
 
 
 @given(st.lists(ENTROPY, min_size=1, max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_proportional_and_integral_action_are_the_textbooks(entropies: list[float]) -> None:
     bonus, balance, of_bonus, of_balance = 0.0, 0.0, 0.0, 0.0
     expected = pi_course(entropies, floor=0.0, ceiling=0.2, sign=1.0)
@@ -127,7 +127,7 @@ def test_without_gains_there_is_no_action_and_with_one_alone_the_other_is_still(
 
 
 @given(st.floats(0.0, 3.0), st.floats(0.0, 3.0), st.floats(1e-4, 1.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_quadratic_coefficient_is_the_slope_of_the_squared_error(
     entropy: float, target: float, strength: float
 ) -> None:

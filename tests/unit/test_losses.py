@@ -75,14 +75,14 @@ def test_the_importance_weight_is_cut_at_its_cap_and_has_no_gradient() -> None:
 
 
 @given(LOGPROB, LOGPROB, st.floats(1.0, 10.0))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_importance_weight_is_the_ratio_or_the_cap(proximal: float, behaviour: float, cap: float) -> None:
     weight = importance_weight(tensor(proximal), tensor(behaviour), cap).item()
     assert weight == pytest.approx(min(math.exp(proximal - behaviour), cap), rel=1e-9)
 
 
 @given(LOGPROB, LOGPROB)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_kl_estimate_is_never_negative_and_zero_only_between_equals(logprob: float, reference: float) -> None:
     value = kl_to_reference(tensor(logprob), tensor(reference)).item()
     gap = reference - logprob
@@ -114,7 +114,7 @@ LOSSES: list[PolicyLoss] = [
     st.lists(st.tuples(LOGPROB, st.floats(-2, 2), st.booleans()), min_size=5, max_size=5),
     st.sampled_from(LOSSES),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_against_itself_every_loss_has_the_gradient_of_the_policy_but_where_it_is_singled_out(
     tokens: list[tuple[float, float, bool]], loss: PolicyLoss
 ) -> None:
@@ -130,7 +130,7 @@ def test_against_itself_every_loss_has_the_gradient_of_the_policy_but_where_it_i
 
 
 @given(LOGPROB, LOGPROB, st.floats(-2, 2), st.floats(1.01, 5.0))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_dual_clip_acts_only_on_a_negative_advantage_and_a_ratio_above_it(
     logprob: float, proximal: float, advantage: float, dual: float
 ) -> None:
@@ -155,7 +155,7 @@ def test_a_dual_clipped_token_has_no_gradient() -> None:
 
 
 @given(st.lists(st.tuples(LOGPROB, LOGPROB, st.floats(-2, 2)), min_size=1, max_size=6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_gspo_of_sequences_of_one_token_is_ppo(tokens: list[tuple[float, float, float]]) -> None:
     logprob, proximal, advantage = (tensor(*column) for column in zip(*tokens, strict=True))
     found = []
@@ -231,7 +231,7 @@ def test_the_gradients_of_all_losses_agree_with_finite_differences() -> None:
 
 
 @given(st.floats(-3, 3), st.floats(0, 12), st.floats(0, 2), st.floats(1.0, 5.0))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_an_advantage_of_entropy_is_bounded_and_keeps_its_sign(
     advantage: float, entropy: float, strength: float, bound: float
 ) -> None:

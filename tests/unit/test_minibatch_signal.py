@@ -46,7 +46,7 @@ def spread(counts: list[int]) -> int:
 
 
 @given(st.lists(st.booleans(), min_size=2, max_size=20), st.integers(2, 6), st.integers(0, 2**48 - 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_groups_with_and_without_a_signal_are_spread_evenly(signals: list[bool], count: int, seed: int) -> None:
     parts = list(minibatches(silent_or_not(signals), count, 1, seed))
     groups = [{one.group for one in part} for part in parts]

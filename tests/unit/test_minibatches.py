@@ -21,7 +21,7 @@ def samples_of(sizes: list[int], *, response: int = 3) -> list[Sample]:
     st.integers(1, 3),
     st.integers(0, 2**48 - 1),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_each_epoch_takes_every_sample_once_and_groups_whole(
     sizes: list[int], count: int, epochs: int, seed: int
 ) -> None:

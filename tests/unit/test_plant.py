@@ -35,14 +35,14 @@ class Scripted:
 
 
 @given(ENTROPY)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_balance_coefficient_holds_any_entropy_still(entropy: float) -> None:
     moved = STILL.next_log(math.log(entropy), STILL.balance(entropy), order=0)
     assert moved == pytest.approx(math.log(entropy), abs=1e-12)
 
 
 @given(ENTROPY, st.floats(0.0, 2.0), st.floats(0.0, 2.0), st.integers(0, 500))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_larger_push_never_leaves_less_entropy_nor_more_than_there_can_be(
     entropy: float, push: float, more: float, order: int
 ) -> None:

@@ -78,7 +78,7 @@ def test_a_wrong_number_of_log_probs_is_refused() -> None:
     assert not judge([], probe(PUBLISHED, BEFORE), COMPLETE).accepted
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(0.0, 1.0), st.floats(0.001, 0.04))
 def test_between_two_distinct_versions_the_nearer_one_is_recognised(share: float, gap: float) -> None:
     """On the way from the version before (0) to this one (1), beyond the middle's doubt there is no other answer."""

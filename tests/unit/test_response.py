@@ -54,7 +54,7 @@ class FilterByTheBook:
 
 
 @given(PUSHES, st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_belief_is_kalmans_filter(pushes: list[float], seed: int) -> None:
     measured = np.cumsum(np.random.default_rng(seed).normal(0.0, 0.1, len(pushes) + 1)).tolist()
     belief, book = first_response(measured[0], CALIBRATION), FilterByTheBook(measured[0], CALIBRATION)
@@ -67,7 +67,7 @@ def test_the_belief_is_kalmans_filter(pushes: list[float], seed: int) -> None:
 
 
 @given(PUSHES, st.lists(st.floats(-15.0, 15.0), min_size=40, max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_doubt_stays_a_covariance_and_the_belief_finite(pushes: list[float], measured: list[float]) -> None:
     belief = first_response(measured[0], CALIBRATION)
     for push, level in zip(pushes, measured, strict=False):
@@ -81,7 +81,7 @@ def test_the_doubt_stays_a_covariance_and_the_belief_finite(pushes: list[float],
 
 
 @given(st.floats(0.1, 5.0), st.floats(-2.0, 2.0), st.floats(0.0, 5.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_derivative_is_that_of_the_model(drift: float, gain: float, push: float) -> None:
     after = predict(Response(level=0.0, drift=drift, gain=gain, doubt=UNIT), push, CALIBRATION)
     step = 1e-6

@@ -12,7 +12,7 @@ SHARE = st.floats(0.001, 1.0)
 
 
 @given(VALUES, SHARE)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_token_left_out_is_larger_than_a_chosen_one(pairs: list[tuple[float, bool]], share: float) -> None:
     values, among = np.array([v for v, _ in pairs]), np.array([a for _, a in pairs])
     chosen = largest(values, among, share)
@@ -46,7 +46,7 @@ def test_covariances_are_about_the_means_of_the_tokens_that_count() -> None:
 
 
 @given(VALUES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_covariances_add_up_to_that_of_the_order(pairs: list[tuple[float, bool]]) -> None:
     values, among = np.array([v for v, _ in pairs]), np.ones(len(pairs), bool)
     logprobs = -np.abs(np.roll(values, 1))
@@ -55,7 +55,7 @@ def test_covariances_add_up_to_that_of_the_order(pairs: list[tuple[float, bool]]
 
 
 @given(st.lists(st.booleans(), max_size=40), st.integers(0, 50), st.integers(0, 2**48 - 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_lot_falls_on_so_many_candidates_and_on_the_same_again(some: list[bool], count: int, seed: int) -> None:
     candidates = np.array(some, bool)
     chosen = drawn(candidates, count, seed)

@@ -97,7 +97,7 @@ def assert_same(policy: Policy, samples: list[Sample], wanted: Objective, refere
     st.integers(1, 120),
     st.integers(0, 2**16),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_loss_gradient_and_measurements_are_those_of_whole_rows(
     exact: Policy, groups: list[tuple[int, list[int]]], budget: int, seed: int
 ) -> None:

@@ -216,7 +216,7 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.text(max_size=4), plain, max_size=3))
 def test_an_entry_comes_back_with_its_tuples_and_keys(entry: dict[str, object]) -> None:
     assert decode_entry(encode_entry(entry)) == entry

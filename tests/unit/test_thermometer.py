@@ -69,7 +69,7 @@ def course(
 
 
 @given(st.lists(TOKENS, min_size=1, max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_batches_of_any_mix_tell_the_same_while_each_levels_entropy_stays(orders: list[dict[str, int]]) -> None:
     anchor = {"easy": 300, "hard": 100, "odd": 100}
     whole = [{**dict.fromkeys(anchor, 1), **order} for order in orders]  # every level is there
@@ -79,7 +79,7 @@ def test_batches_of_any_mix_tell_the_same_while_each_levels_entropy_stays(orders
 
 
 @given(st.lists(TOKENS, min_size=4, max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_first_entropy_of_several_orders_is_taken_at_their_mix(orders: list[dict[str, int]]) -> None:
     everywhere = [{**dict.fromkeys(ENTROPIES, 1), **order} for order in orders]
     told, initial = course(everywhere, anchor_orders=3)

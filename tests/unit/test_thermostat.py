@@ -87,7 +87,7 @@ class ThermostatByTheBook:
     st.integers(0, 8),
     st.floats(0.001, 0.1),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_thermostat_is_its_definition(orders: list[tuple[float, float]], lag: int, drift: float) -> None:
     law = ThermostatLaw(balance=0.1, drift=drift, anchor=0.7, lag=lag)
     book, state = ThermostatByTheBook(law), initial_state(law)
@@ -97,7 +97,7 @@ def test_the_thermostat_is_its_definition(orders: list[tuple[float, float]], lag
 
 
 @given(st.lists(ENTROPY, max_size=60), st.integers(0, 8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_thermostat_stays_in_its_box(entropies: list[float], lag: int) -> None:
     for state in fed(replace(THERMOSTAT, lag=lag), entropies):
         assert isinstance(state, ThermostatState)

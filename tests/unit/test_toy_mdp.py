@@ -68,7 +68,7 @@ def test_the_exact_gradient_is_that_of_the_expected_reward() -> None:
     torch.testing.assert_close(exact_gradient(logits, rewards), leaf.grad, rtol=0.0, atol=1e-14)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=60), st.floats(0.0, 0.99))
 def test_the_bonus_has_the_gradient_of_the_products_clamped_entropy(row: list[float], drop_fraction: float) -> None:
     logits = torch.tensor(row, dtype=torch.float64)

@@ -32,7 +32,7 @@ def rollout(tokens: int, prompt: int = 3) -> Rollout:
 
 
 @given(tokens=st.integers(0, 300), prompt=st.integers(0, 70))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_message_survives_the_way(tokens: int, prompt: int) -> None:
     sent = rollout(tokens, prompt)
     came = wire.decode(wire.encode(sent), Rollout)
@@ -64,7 +64,7 @@ def test_another_schema_is_refused_by_name() -> None:
 
 
 @given(place=st.integers(0, 10_000), bit=st.integers(0, 7))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_one_flipped_bit_anywhere_is_found(place: int, bit: int) -> None:
     frame = wire.encode(rollout(100))
     at = place % len(frame)
@@ -76,7 +76,7 @@ def test_one_flipped_bit_anywhere_is_found(place: int, bit: int) -> None:
 
 
 @given(junk=st.binary(max_size=200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_junk_fails_to_decode_and_does_nothing_else(junk: bytes) -> None:
     with pytest.raises(WireError):
         wire.decode(junk, Rollout)
