@@ -3,8 +3,8 @@
 The controller bounds what groups without an advantage signal get of the bonus, for the order as a whole. Adam scales
 what it is given to a full step, so that a part of such groups alone would be a step on nothing but their bonus. Hence
 groups with and without a signal are spread evenly over the parts, and a part that holds no signal all the same has no
-bonus. The bound on the share of all-wrong groups is the order's: a part keeps it as nearly as it has its share
-of the groups.
+bonus. The bound on the share of all-wrong groups is the order's: a part keeps it as nearly as it has its share of the
+groups.
 """
 
 from collections.abc import Iterator, Sequence
