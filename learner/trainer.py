@@ -89,7 +89,7 @@ class Trainer:
         self._publisher: Publisher = (
             IpcPublisher(device)
             if self._settings.transport == "ipc"
-            else SharedMemoryPublisher(stations.run, shared_memory)
+            else SharedMemoryPublisher(stations.run, shared_memory, torch.get_num_threads())
         )
 
     @property

@@ -138,11 +138,15 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
     shape: tuple[int, ...]
     offset: int  # bytes, a multiple of 64
     bytes: int
-    checksum: int  # xxh3-64
+    checksums: tuple[int, ...]  # xxh3-64 of its pieces, see `buckets.pieces`
 
 
 class SharedFile(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The flat buffer is a file in shared memory of `host`."""
+    """The flat buffer is a file in shared memory of `host`, which a reader locks (`flock`, shared) while it needs it.
+
+    The learner writes a later version into a file that nobody holds, and renames it first: who finds another file
+    under the path once it has the lock, or none, came too late.
+    """
 
     host: str
     path: str
