@@ -251,6 +251,12 @@ def _learner(config: "RunConfig") -> Iterator[Problem]:
     if learner.transport == "ipc" and isinstance(config.rollout.engine, SimulatedSettings):
         yield Problem(("learner", "transport"), '= "ipc" needs a real engine; the simulated one reads "shared_memory"')
     yield from _one_gpu(config)
+    if 0 < learner.drift_stop <= learner.drift_alarm:
+        yield Problem(
+            ("learner", "drift_stop"),
+            f"= {learner.drift_stop:g} is not above drift_alarm = {learner.drift_alarm:g}: the run would stop before "
+            "it warns; raise it, or say 0 to never stop",
+        )
     if learner.truncated == "penalise" and learner.truncation_penalty == 0:
         yield Problem(
             ("learner", "truncation_penalty"),

@@ -248,6 +248,18 @@ class BalanceReport(msgspec.Struct, frozen=True, kw_only=True):
     bonus_push: float  # ⟨P ∇mean(w̄ H̃), ∇mean(w̄ H̃)⟩: how a coefficient of 1 would
 
 
+class FreshDrift(msgspec.Struct, frozen=True, kw_only=True):
+    """log π against log μ on the tokens of samples that the measured version itself drew from their first to their last.
+
+    No policy drift is in it: it is the engine's mismatch on samples.
+    """
+
+    tokens: int
+    mean: float  # |log π − log μ|, nats
+    max: float
+    kl: float  # k3 of KL(μ ‖ π), nats per token
+
+
 class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """learner → controller → metrics. One optimizer step: what was measured before it, what it did.
 
@@ -278,6 +290,8 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     balance: BalanceReport | None  # where `learner.measure_balance` asks for it
     drift_mean: float  # mean |log π − log μ| on sampled tokens: mismatch and policy drift together
     drift_max: float
+    drift_kl: float  # k3 of KL(μ ‖ π), nats per token
+    fresh: FreshDrift | None  # None where older versions had a part in every sample
     padding_share: float
     phases: PhaseSeconds
 
@@ -375,6 +389,7 @@ class ActorView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     updates: int
     refused_updates: int
     update_seconds: float  # the last one, probe included
-    max_mismatch: float  # nats: the largest probe difference of any version served
+    mismatch: float  # nats: the largest probe difference of the version served …
+    max_mismatch: float  # … and of any served so far
     engine_seconds: float  # until the engine was up
     metrics_port: int

@@ -55,6 +55,7 @@ def file(tmp_path: Path) -> Path:
         (["entropy.law.kind=pi", "entropy.law.proportional=0", "entropy.law.integral=0"], "the law would never act"),
         (["entropy.law.kind=quadratic", "entropy.law.target=4.7"], "100 tokens have an entropy of at most 4.61"),
         (["entropy.law.kind=sample_balance", "entropy.law.target=9"], "[entropy.law] target = 9 nats can't be reached"),
+        (["learner.drift_stop=0.1"], "[learner] drift_stop = 0.1 is not above drift_alarm = 0.1"),
         (["learner.truncated=penalise", "learner.truncation_penalty=0"], "penalises nothing"),
         (["entropy.law.floor_ratio=20"], "floor_ratio = 20 is not below ceiling_ratio = 10"),
         (["entropy.law.floor_ratio=2"], "[entropy.law] balance: lies outside its own box"),
