@@ -108,7 +108,7 @@ class SharedFiles:
             self._mapped[found.st_dev, found.st_ino] = mapped
         else:
             os.close(descriptor)
-        fcntl.flock(mapped.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        self._lock(mapped.descriptor)
         # Between its opening and its lock the learner may have taken it for a later version, under another name.
         try:
             now = Path(path).stat()
@@ -119,6 +119,9 @@ class SharedFiles:
             fcntl.flock(mapped.descriptor, fcntl.LOCK_UN)
             raise FileNotFoundError(f"{path} is another file by now")
         return mapped
+
+    def _lock(self, descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def damaged(buffer: UInt8, tensors: Sequence[TensorSpec], threads: int = 1) -> list[str]:

@@ -22,8 +22,9 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from entrostat.actors.flat_buffer import SharedFiles, check_host, damaged
+from entrostat.actors.nccl_buffer import NcclReceiver
 from entrostat.protocol.errors import WeightsRefused
-from entrostat.protocol.messages import CudaMemory, SharedFile, TensorSpec, WeightsManifest
+from entrostat.protocol.messages import CudaMemory, NcclGroup, SharedFile, TensorSpec, WeightsManifest
 
 BACKEND = "entrostat"
 # They warn, at every start or update, of what does not concern us: missing allocators, rotary caches that no checkpoint
@@ -100,6 +101,7 @@ class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ign
         super().__init__(*arguments, **options)
         self._buffers: dict[str, tuple[dict[str, Any], torch.Tensor]] = {}  # version → where it lies, [bytes] uint8
         self._files = SharedFiles()
+        self._nccl = NcclReceiver(self)
         self._opened: dict[tuple[bytes, int], torch.Tensor] = {}  # the learner's buffers, which it uses in turn
         self._expected: set[str] = set()
         self.loaded: list[str] = []
@@ -143,6 +145,7 @@ class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ign
         """Lets the buffers go."""
         self.keep(())
         self._opened.clear()
+        self._nccl.close()
 
     def _buffer(self, info: UpdateInfo) -> torch.Tensor:
         """The version's flat buffer `[bytes] uint8`, mapped once; those of versions not to be kept are let go.
@@ -152,9 +155,12 @@ class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ign
         self.keep((info.version, *info.keep))
         place, buffer = self._buffers.get(info.version, ({}, None))
         if buffer is None or place != info.location:
-            location: SharedFile | CudaMemory = msgspec.convert(info.location, SharedFile | CudaMemory)
+            kinds = SharedFile | CudaMemory | NcclGroup
+            location: SharedFile | CudaMemory | NcclGroup = msgspec.convert(info.location, kinds)
             if isinstance(location, SharedFile):
                 buffer = torch.from_numpy(self._files.hold(location, info.bytes))
+            elif isinstance(location, NcclGroup):
+                buffer = self._nccl.receive(info.version, location, info.bytes)
             else:
                 opened = (location.handle, location.storage_offset_bytes)
                 if opened not in self._opened:

@@ -63,7 +63,7 @@ NO_MATHEMATICS = (
         "weights",
         "probe",
     ),
-    *("engine", "engine_setup", "flat_buffer", "simulated", "weight_plugin"),
+    *("engine", "engine_setup", "flat_buffer", "nccl_buffer", "simulated", "weight_plugin"),
     *("pool", "process", "worker", "frames", "tally"),
 )
 CODE = (

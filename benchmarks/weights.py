@@ -30,7 +30,7 @@ CODE = (
 SIZES = {"layers": 24, "hidden": 896, "intermediate": 4864, "key_value": 128, "vocabulary": 151_936}
 QUICK_SIZES = SIZES | {"layers": 4, "vocabulary": 20_000}
 FIRST_USES = 2  # rounds in which a file is written for the first time
-ROUNDS = {"reused": 14, "fresh": 8}
+ROUNDS = {"reused": 12, "fresh": 7}
 QUICK_ROUNDS = 5
 CASES = (("fresh", 1), ("reused", 1), ("reused", 2))
 GOAL = 3.0
@@ -101,7 +101,7 @@ def text(results: Sequence[tuple[str, int, dict[str, Any]]]) -> str:
     return "\n".join(
         [
             f"# Publishing {size / (1 << 30):.2f} GiB of weights\n",
-            "In units of one copy of the same bytes by one thread, made in turn with each update: medians and quartiles. "
+            "In units of one copy of the same bytes by one thread, made in turn with each update: medians, quartiles. "
             f"The goal is {GOAL:g}. {machine()}.\n",
             table(header, rows),
             "",

@@ -59,8 +59,8 @@ class MismatchWatch:
         if fresh is None:
             return (
                 f"{seen}; older versions had a part in every sample, so that drift of the policy between versions is "
-                "the likely cause (lower rollout.max_staleness, learner.lr, or learner.minibatches and epochs). A wrong "
-                "temperature or top-p can't be told from it here: for that set rollout.max_staleness = 0"
+                "the likely cause (lower rollout.max_staleness, learner.lr, or learner.minibatches and epochs). A "
+                "wrong temperature or top-p can't be told from it here: for that set rollout.max_staleness = 0"
             )
         older = tokens - fresh.tokens
         rest = (report.drift_mean * tokens - fresh.mean * fresh.tokens) / older if older else 0.0

@@ -19,7 +19,15 @@ from torch import Tensor
 
 from entrostat.protocol.arrays import UInt8, aligned
 from entrostat.protocol.buckets import Piece, buckets, checksums, each, pieces
-from entrostat.protocol.messages import CudaMemory, PolicyVersion, Probe, SharedFile, TensorSpec, WeightsManifest
+from entrostat.protocol.messages import (
+    CudaMemory,
+    NcclGroup,
+    PolicyVersion,
+    Probe,
+    SharedFile,
+    TensorSpec,
+    WeightsManifest,
+)
 
 
 class Publisher(Protocol):
@@ -115,7 +123,11 @@ def specs(buffer: UInt8, places: Sequence[Place], threads: int = 1) -> tuple[Ten
 
 
 def manifest(
-    version: PolicyVersion, found: tuple[TensorSpec, ...], size: int, location: SharedFile | CudaMemory, probe: Probe
+    version: PolicyVersion,
+    found: tuple[TensorSpec, ...],
+    size: int,
+    location: SharedFile | CudaMemory | NcclGroup,
+    probe: Probe,
 ) -> WeightsManifest:
     """The manifest of a filled buffer; its checksum is made of the tensors', as little-endian 64-bit numbers."""
     joined = [checksum for spec in found for checksum in spec.checksums]

@@ -94,4 +94,4 @@ class LearnerSettings(Settings, frozen=True, kw_only=True):
     drift_alarm: Positive = 0.1  # warn above this mean |log π − log μ| of the sampled tokens, nats …
     drift_stop: NonNegative = 1.0  # … and stop above this one; 0 never stops
     measure_balance: bool = False  # gradients of policy term and bonus apart, for calibration; twice the time
-    transport: Literal["shared_memory", "ipc"] = "shared_memory"
+    transport: Literal["shared_memory", "ipc", "nccl"] = "shared_memory"

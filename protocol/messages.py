@@ -166,6 +166,14 @@ class CudaMemory(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     event_sync: bool
 
 
+class NcclGroup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The flat buffer is broadcast once, in buckets, to all ranks of an NCCL group whose first one is the learner."""
+
+    host: str
+    port: int
+    ranks: int
+
+
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """A few sequences and the learner's log-probs of them: what these weights must compute, as a test.
 
@@ -186,7 +194,7 @@ class WeightsManifest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     tensors: tuple[TensorSpec, ...]
     bytes: int
     checksum: int  # xxh3-64 of the tensors' checksums, in order
-    location: SharedFile | CudaMemory
+    location: SharedFile | CudaMemory | NcclGroup
     probe: Probe
 
 
@@ -249,7 +257,7 @@ class BalanceReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FreshDrift(msgspec.Struct, frozen=True, kw_only=True):
-    """log π against log μ on the tokens of samples that the measured version itself drew from their first to their last.
+    """log π against log μ on the tokens of samples that the measured version itself drew, from their first to the last.
 
     No policy drift is in it: it is the engine's mismatch on samples.
     """

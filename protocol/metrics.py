@@ -138,7 +138,7 @@ FRESH_DRIFT = _row(
     "learner",
     "gauge",
     "learner_fresh_drift_nats",
-    "Mean |log π − log μ| on those that the version trained from drew itself: no policy drift; NaN where there are none.",
+    "Mean |log π − log μ| on those that the version trained from drew itself; NaN where there are none.",
 )
 LEARNER_TOKENS = _row("learner", "counter", "learner_tokens_total", "Response tokens trained on.")
 PADDING = _row("learner", "gauge", "learner_padding_ratio", "Share of padding in the last step's micro-batches.")

@@ -31,6 +31,9 @@ def file(tmp_path: Path) -> Path:
         (["learner.microbatch_tokens=64"], "can't hold a prompt and one response"),
         (["learner.transport=ipc", "learner.device=cpu"], '"ipc" shares a GPU\'s memory'),
         (["learner.transport=ipc", "rollout.engine.kind=simulated"], "needs a real engine"),
+        (["learner.transport=nccl", "learner.device=cpu"], '"nccl" goes from GPU to GPU, but device = "cpu" has none'),
+        (["learner.transport=nccl", "rollout.engine.kind=simulated"], '"nccl" needs a real engine'),
+        (["learner.transport=nccl", "rollout.actors=2"], "sends to the GPUs of one actor"),
         (
             ["learner.transport=ipc", "rollout.actors=2"],
             '[rollout] actors = 2, but [learner] transport = "ipc" is for one GPU',
