@@ -148,7 +148,7 @@ def test_files_that_the_learner_removed_are_unmapped(learner: Learner) -> None:
     open_before = open_files()
     Path(place(manifest).path).unlink()
     files.keep([])
-    assert open_files() == open_before - 1
+    assert open_files() == open_before - 2  # ours, and the mapping's own
 
 
 def reader(connection: Connection, location: SharedFile, size: int) -> None:
@@ -185,7 +185,7 @@ def test_damage_is_found_in_the_tensor_and_the_bucket_where_it_is(monkeypatch: p
     assert damaged(buffer, found, threads=2) == []
     buffer[found[1].offset + 130] ^= 1
     assert damaged(buffer, found) == ["b", "c"]
-    assert damaged(buffer[: found[1].offset], found) == ["b", "c"]
+    assert damaged(buffer[: found[1].offset], found) == ["b", "empty", "c"]
 
 
 def test_tensors_are_cast_on_their_way_into_the_buffer() -> None:
