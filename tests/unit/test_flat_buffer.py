@@ -165,12 +165,16 @@ def test_a_reader_that_is_killed_holds_nothing_any_more(learner: Learner) -> Non
     location = place(manifest)
     command = [sys.executable, "-c", READER, location.host, location.path, str(manifest.bytes)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"  # or an end, where it failed; pytest's own deadline is above it
-        for step in (1, 2, 3):
-            learner.publish(step)
-        assert learner.files == {"0.0", "0.2", "0.3"}
-        process.kill()
+        try:
+            assert process.stdout is not None
+            assert (
+                process.stdout.readline() == "held\n"
+            )  # or an end, where it failed; pytest's own deadline is above it
+            for step in (1, 2, 3):
+                learner.publish(step)
+            assert learner.files == {"0.0", "0.2", "0.3"}
+        finally:
+            process.kill()
     learner.publish(4)
     learner.publish(5)
     assert learner.files == {"0.4", "0.5"}
