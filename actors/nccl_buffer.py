@@ -50,8 +50,9 @@ class NcclReceiver:
             return self._last[1]
         owner = self._owner
         assembly = Assembly(size, owner.device)
+        as_model: Any = assembly  # of a model vLLM's engine calls `load_weights` alone
         if self._group is None:
-            self._group = nccl_engine.NCCLWeightTransferEngine(owner.config, owner.vllm_config, owner.device, assembly)
+            self._group = nccl_engine.NCCLWeightTransferEngine(owner.config, owner.vllm_config, owner.device, as_model)
             self._group.init_transfer_engine(
                 nccl_engine.NCCLWeightTransferInitInfo(
                     master_address=location.host,
@@ -61,7 +62,7 @@ class NcclReceiver:
                     packed=False,
                 )
             )
-        self._group.model = assembly
+        self._group.model = as_model
         self._group.receive_weights(
             nccl_engine.NCCLWeightTransferUpdateInfo(
                 names=list(assembly.shapes),

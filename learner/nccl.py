@@ -17,7 +17,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -195,6 +195,7 @@ class NcclPublisher:
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
         assert self._buffer is not None
+        source: Any = BucketSource(self._buffer)  # has what the engine asks of a `WeightSource`
         torch.cuda.set_device(self._device)  # of this thread
         sender: Sender = NCCLTrainerWeightTransferEngine.trainer_init(
             NCCLTrainerInitInfo(
@@ -205,7 +206,7 @@ class NcclPublisher:
                 packed=False,
             ),
             client=SilentClient(),
-            source=BucketSource(self._buffer),
+            source=source,
         )
         return sender
 
