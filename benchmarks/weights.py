@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks import own_process
+from benchmarks import own_process, weights_reload
 from benchmarks.cells import RESULTS, cell, machine, table
 from benchmarks.weights_run import Request
 
@@ -34,6 +34,9 @@ ROUNDS = {"reused": 12, "fresh": 7}
 QUICK_ROUNDS = 5
 CASES = (("fresh", 1), ("reused", 1), ("reused", 2))
 GOAL = 3.0
+RELOAD_CODE = (*CODE, "actors/engine.py", "actors/weight_plugin.py", "benchmarks/weights_reload.py")
+# Half of the layers and a smaller vocabulary: the engine needs room beside the learner.
+RELOADED = weights_reload.Request(layers=12, hidden=896, intermediate=4864, vocabulary=40_000, rounds=7)
 
 
 def run(request: Request) -> dict[str, Any]:
@@ -43,6 +46,31 @@ def run(request: Request) -> dict[str, Any]:
         name, "benchmarks.weights_run", msgspec.to_builtins(request), lambda source, target: [source, target]
     )
     return found
+
+
+def reload(request: weights_reload.Request) -> dict[str, Any]:
+    """The engine's part, in a process of its own."""
+    found: dict[str, Any] = own_process.run(
+        "the engine's reload",
+        "benchmarks.weights_reload",
+        msgspec.to_builtins(request),
+        lambda source, target: [source, target],
+    )
+    return found
+
+
+def reloaded(result: dict[str, Any]) -> str:
+    """What a load takes besides the checksums: the reload itself, and the probe."""
+    found: dict[str, list[float]] = {"reload": [], "probe": []}
+    for one in result["rounds"]:
+        copy = one["memcpy"]["cpu"]
+        found["reload"].append((one["loaded"]["cpu"] - one["checked"]["cpu"] - one["scored"]["cpu"]) / copy)
+        found["probe"].append(one["scored"]["cpu"] / copy)
+    low, middle, high = np.percentile(found["reload"], [25, 50, 75])
+    return (
+        f"vLLM's own reload of {result['bytes'] / (1 << 30):.2f} GiB takes {middle:.1f} ({low:.1f}–{high:.1f}) copies "
+        f"of these bytes, and its probe {np.median(found['probe']):.0f}, on a CPU, processor time.\n"
+    )
 
 
 def ratios(result: dict[str, Any], clock: str, part: Callable[[dict[str, Any], str], float], first: bool) -> str:
@@ -121,8 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         request = Request(variant=variant, threads=threads, rounds=ROUNDS[variant], **SIZES)
         config: dict[str, Any] = msgspec.to_builtins(request)
         results.append((variant, threads, cell(NAME, f"{variant}-{threads}", config, CODE, partial(run, request))))
-    (RESULTS / NAME / "table.md").write_text(text(results))
-    print(text(results))
+    config = msgspec.to_builtins(RELOADED)
+    engine = cell(NAME, "reload", config, RELOAD_CODE, partial(reload, RELOADED))
+    written = f"{text(results)}\n{reloaded(engine)}"
+    (RESULTS / NAME / "table.md").write_text(written)
+    print(written)
 
 
 if __name__ == "__main__":
