@@ -124,6 +124,8 @@ class VllmEngine:
         self._held = held + self._held
         self._served = manifest
         self._mismatch = judgement.difference
+        # What was served before is needed no more: the learner writes a later version over it.
+        self._rpc("entrostat_keep", versions=[str(manifest.version)])
 
     def score(self, sequences: Sequence[Int32]) -> list[Float32]:
         """Log-probs `[n − 1]` of each sequence `[n]`'s tokens after its first, without temperature.

@@ -108,6 +108,7 @@ class RolloutWorker:
             updates=self._updates.served,
             refused_updates=self._updates.refused,
             update_seconds=self._updates.last_seconds,
+            mismatch=self._engine.mismatch,
             max_mismatch=self._updates.max_mismatch,
             engine_seconds=engine_seconds,
             metrics_port=metrics_port,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from entrostat.actors.flat_buffer import damaged, map_file
+from entrostat.actors.flat_buffer import SharedFiles, damaged
 from entrostat.protocol.arrays import Float32, Int32
 from entrostat.protocol.errors import WeightsRefused
 from entrostat.protocol.messages import (
@@ -52,6 +52,7 @@ class SimulatedEngine:
         self._version: PolicyVersion | None = None
         self._requests: dict[str, _Request] = {}
         self._owed_seconds = 0.0
+        self._files = SharedFiles()
 
     @property
     def version(self) -> PolicyVersion:
@@ -114,7 +115,10 @@ class SimulatedEngine:
                 f"version {manifest.version} lies in a GPU's memory, which the simulated engine can't open: "
                 'set learner.transport = "shared_memory"'
             )
-        names = damaged(map_file(manifest.location, manifest.bytes), manifest.tensors)
+        try:
+            names = damaged(self._files.hold(manifest.location, manifest.bytes), manifest.tensors)
+        finally:
+            self._files.keep(())
         if names:
             raise WeightsRefused(
                 f"version {manifest.version} was not loaded: tensors that don't match their checksums: "

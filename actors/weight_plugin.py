@@ -6,7 +6,7 @@ mixed into its workers, so that what was loaded can be asked with `collective_rp
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +21,10 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from entrostat.actors.flat_buffer import check_host, damaged, map_file
+from entrostat.actors.flat_buffer import SharedFiles, check_host, damaged
+from entrostat.actors.nccl_buffer import NcclReceiver
 from entrostat.protocol.errors import WeightsRefused
-from entrostat.protocol.messages import CudaMemory, SharedFile, TensorSpec, WeightsManifest
+from entrostat.protocol.messages import CudaMemory, NcclGroup, SharedFile, TensorSpec, WeightsManifest
 
 BACKEND = "entrostat"
 # They warn, at every start or update, of what does not concern us: missing allocators, rotary caches that no checkpoint
@@ -99,6 +100,8 @@ class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ign
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._buffers: dict[str, tuple[dict[str, Any], torch.Tensor]] = {}  # version → where it lies, [bytes] uint8
+        self._files = SharedFiles()
+        self._nccl = NcclReceiver(self)
         self._opened: dict[tuple[bytes, int], torch.Tensor] = {}  # the learner's buffers, which it uses in turn
         self._expected: set[str] = set()
         self.loaded: list[str] = []
@@ -131,25 +134,33 @@ class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ign
         """Names of the buffer's tensors that don't match their checksums; the model is not touched."""
         buffer = self._buffer(info)
         host = buffer if buffer.device.type == "cpu" else buffer.cpu()
-        return damaged(host.numpy(), msgspec.convert(info.tensors, list[TensorSpec]))
+        return damaged(host.numpy(), msgspec.convert(info.tensors, list[TensorSpec]), torch.get_num_threads())
+
+    def keep(self, versions: Sequence[str]) -> None:
+        """Lets go of all other versions' buffers: the learner may use them again."""
+        self._buffers = {version: held for version, held in self._buffers.items() if version in versions}
+        self._files.keep([place["path"] for place, _ in self._buffers.values() if "path" in place])
 
     def shutdown(self) -> None:
         """Lets the buffers go."""
-        self._buffers.clear()
+        self.keep(())
         self._opened.clear()
+        self._nccl.close()
 
     def _buffer(self, info: UpdateInfo) -> torch.Tensor:
         """The version's flat buffer `[bytes] uint8`, mapped once; those of versions not to be kept are let go.
 
         Device memory stays open: the learner writes later versions to the same place, and exports it only once.
         """
-        kept = (info.version, *info.keep)
-        self._buffers = {version: held for version, held in self._buffers.items() if version in kept}
+        self.keep((info.version, *info.keep))
         place, buffer = self._buffers.get(info.version, ({}, None))
         if buffer is None or place != info.location:
-            location: SharedFile | CudaMemory = msgspec.convert(info.location, SharedFile | CudaMemory)
+            kinds = SharedFile | CudaMemory | NcclGroup
+            location: SharedFile | CudaMemory | NcclGroup = msgspec.convert(info.location, kinds)
             if isinstance(location, SharedFile):
-                buffer = torch.from_numpy(map_file(location, info.bytes))
+                buffer = torch.from_numpy(self._files.hold(location, info.bytes))
+            elif isinstance(location, NcclGroup):
+                buffer = self._nccl.receive(info.version, location, info.bytes)
             else:
                 opened = (location.handle, location.storage_offset_bytes)
                 if opened not in self._opened:
@@ -162,11 +173,12 @@ class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ign
         self, buffer: torch.Tensor, specs: list[TensorSpec], perturb: bool
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors as views of the buffer `[bytes] uint8`, under their names."""
-        seen: set[int] = set()
+        seen: set[tuple[int, int]] = set()
         for spec in specs:
-            if spec.checksum in seen and not self._has(spec.name):
+            place = (spec.offset, spec.bytes)
+            if place in seen and not self._has(spec.name):
                 continue  # a head tied in the model's own code, not as a module
-            seen.add(spec.checksum)
+            seen.add(place)
             flat = buffer[spec.offset : spec.offset + spec.bytes]
             tensor = flat.view(getattr(torch, spec.dtype)).view(spec.shape)
             yield spec.name, tensor.flatten().roll(1).view(spec.shape) if perturb else tensor
@@ -187,6 +199,10 @@ class Receiver:
             return {"damaged": self.weight_transfer_engine.damaged(UpdateInfo(**info)), "error": ""}
         except WeightsRefused as error:
             return {"damaged": [], "error": str(error)}
+
+    def entrostat_keep(self, versions: list[str]) -> None:
+        """Lets go of the buffers of all other versions."""
+        self.weight_transfer_engine.keep(versions)
 
     def entrostat_receipt(self) -> dict[str, list[str]]:
         """What the last update loaded, and which parameters it loaded nothing into."""

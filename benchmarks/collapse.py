@@ -51,8 +51,8 @@ log = logging.getLogger("collapse")
 BENCHMARK = "collapse"
 # What a run's result depends on besides its configuration: all mathematics and decisions, and nothing of processes.
 NO_MATHEMATICS = (
-    *("remote", "telemetry", "ipc", "shared_memory", "checkpoint", "samples", "buffer", "weights", "probe"),
-    *("engine", "engine_setup", "flat_buffer", "handles", "simulated", "weight_plugin"),
+    *("remote", "telemetry", "ipc", "nccl", "shared_memory", "segment", "checkpoint", "samples", "buffer", "weights"),
+    *("probe", "engine", "engine_setup", "flat_buffer", "nccl_buffer", "handles", "simulated", "weight_plugin"),
     *("pool", "process", "worker", "frames", "tally"),
 )
 CODE = (

@@ -1,5 +1,6 @@
 """What a person should look at: said when it begins, not at every step."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from entrostat.protocol.messages import ControllerView
@@ -22,9 +23,12 @@ class Alarms:
         self._frozen = frozen
         self._standing: frozenset[str] = frozenset()
 
-    def begun(self, view: ControllerView, samples: int) -> list[str]:
-        """The warnings that did not stand after the step before; `view` is of a step with so many samples."""
-        warnings = {name: text for name, text in self._found(view, samples) if text}
+    def begun(self, view: ControllerView, samples: int, others: Sequence[tuple[str, str | None]] = ()) -> list[str]:
+        """The warnings that did not stand after the step before; `view` is of a step with so many samples.
+
+        `others` are names and texts (None: all is well) of what is watched elsewhere.
+        """
+        warnings = {name: text for name, text in (*self._found(view, samples), *others) if text}
         fresh = [text for name, text in warnings.items() if name not in self._standing]
         self._standing = frozenset(warnings)
         self._frozen = view.frozen_updates

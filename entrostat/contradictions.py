@@ -243,14 +243,26 @@ def _filter(config: "RunConfig") -> Iterator[Problem]:
 
 def _learner(config: "RunConfig") -> Iterator[Problem]:
     learner = config.learner
-    if learner.transport == "ipc" and learner.device == "cpu":
+    if learner.transport != "shared_memory":
+        place, chosen = ("learner", "transport"), f'= "{learner.transport}"'
+        if learner.device == "cpu":
+            what = "shares a GPU's memory" if learner.transport == "ipc" else "goes from GPU to GPU"
+            yield Problem(place, f'{chosen} {what}, but device = "cpu" has none: use "shared_memory"')
+        if isinstance(config.rollout.engine, SimulatedSettings):
+            yield Problem(place, f'{chosen} needs a real engine; the simulated one reads "shared_memory"')
+    if learner.transport == "nccl" and config.rollout.actors > 1:
         yield Problem(
-            ("learner", "transport"),
-            '= "ipc" shares a GPU\'s memory, but device = "cpu" has none: use "shared_memory"',
+            ("rollout", "actors"),
+            f'= {config.rollout.actors}, but [learner] transport = "nccl" sends to the GPUs of one actor: lower it and '
+            'raise [rollout.engine] tensor_parallel, or use "shared_memory"',
         )
-    if learner.transport == "ipc" and isinstance(config.rollout.engine, SimulatedSettings):
-        yield Problem(("learner", "transport"), '= "ipc" needs a real engine; the simulated one reads "shared_memory"')
     yield from _one_gpu(config)
+    if 0 < learner.drift_stop <= learner.drift_alarm:
+        yield Problem(
+            ("learner", "drift_stop"),
+            f"= {learner.drift_stop:g} is not above drift_alarm = {learner.drift_alarm:g}: the run would stop before "
+            "it warns; raise it, or say 0 to never stop",
+        )
     if learner.truncated == "penalise" and learner.truncation_penalty == 0:
         yield Problem(
             ("learner", "truncation_penalty"),

@@ -187,6 +187,13 @@ def _memory(config: RunConfig, facts: ModelFacts | None) -> Iterator[Line]:
             f"ipc: the engine reads the learner's memory on the same GPU, which holds {VERSIONS_IN_MEMORY} more copies "
             f"of the policy{room}; each is copied to the host only for its checksums",
         )
+    if config.learner.transport == "nccl":
+        room = f" ({_size(parameters * size)})" if parameters else ""
+        yield (
+            "weights' way",
+            f"nccl: one more copy of the policy{room} on the learner's GPU, and two on each of the actor's; not run on "
+            "GPUs yet",
+        )
     if facts and facts.vocab_size:
         rows = min(config.learner.head_chunk_tokens, config.learner.microbatch_tokens)
         yield (

@@ -81,6 +81,11 @@ class MetricsRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False)
     level_entropy_nats: dict[str, float] = msgspec.field(default_factory=dict)  # H̃, level by level
     age_entropy_nats: tuple[float | None, ...] = ()  # H̃ of groups begun 0, 1, … versions before …
     age_actor_entropy_nats: tuple[float | None, ...] = ()  # … and the mean −log μ of their tokens, k versions old
+    drift_kl_nats: float = 0.0  # of what drew the tokens to the current policy, k3
+    fresh_drift_nats: float | None = None  # mean |log π − log μ| of tokens that the version trained from drew itself …
+    fresh_drift_max_nats: float | None = None
+    fresh_drift_kl_nats: float | None = None
+    fresh_tokens: int = 0  # … and how many these are
 
 
 def metrics_row(
@@ -155,6 +160,11 @@ def metrics_row(
         actor_entropy_nats=_or_none(view.actor_entropy),
         level_entropy_nats={level.level: level.clamped_entropy for level in report.levels},
         age_entropy_nats=tuple(_or_none(entropy) for entropy in report.ages),
+        drift_kl_nats=report.drift_kl,
+        fresh_drift_nats=None if report.fresh is None else report.fresh.mean,
+        fresh_drift_max_nats=None if report.fresh is None else report.fresh.max,
+        fresh_drift_kl_nats=None if report.fresh is None else report.fresh.kl,
+        fresh_tokens=0 if report.fresh is None else report.fresh.tokens,
         age_actor_entropy_nats=tuple(_or_none(entropy) for entropy in view.actor_ages),
     )
 

@@ -14,8 +14,17 @@ from entrostat.config import RunConfig
 from entrostat.directory import RunDirectory, RunInfo
 from entrostat.interrupt import Interrupt
 from entrostat.learner import checkpoint as checkpoints
+from entrostat.mismatch import watch
 from entrostat.protocol.errors import Interrupted, Stalled, StationLost
-from entrostat.protocol.messages import ControllerView, EvaluationRequest, GroupsMissing, PolicyVersion, Prompt
+from entrostat.protocol.messages import (
+    ActorView,
+    ControllerView,
+    EvaluationRequest,
+    GroupsMissing,
+    PolicyVersion,
+    Prompt,
+    StepReport,
+)
 from entrostat.rows import MetricsRow, evaluation_row, metrics_row, read_evaluations, read_metrics
 from entrostat.screen import Screen
 from entrostat.sinks import Sink
@@ -67,6 +76,7 @@ class Run:
         self._interrupt = Interrupt(screen.say)
         self._since = self._last_step_ended = time.monotonic()  # the last step, or whatever moved last
         self._alarms = Alarms(directory.path, config.verifier.alarm_share)
+        self._watch = watch(config.model, config.rollout, config.learner)
         self._evaluation: Evaluation | None = None
         self._first_step_seconds = 0.0
         self._memory_gib = 0.0
@@ -134,10 +144,11 @@ class Run:
         if self._version.step % MEMORY_EVERY_STEPS == 1:
             self._memory_gib = memory_gib()
         samples = len(order.groups) * self._config.rollout.samples_per_prompt
+        actors = self._cluster.actor_views()
         row = metrics_row(
             outcome.report,
             view,
-            self._cluster.actor_views(),
+            actors,
             unix_seconds=time.time(),
             step_seconds=step_seconds,
             coefficient=order.coefficient,
@@ -145,11 +156,20 @@ class Run:
             memory_gib=self._memory_gib,
         )
         self._show(row)
-        self._warn(view, sum(view.statuses))
+        self._warn(view, outcome.report, actors)
         self._keep(row.step)
 
-    def _warn(self, view: ControllerView, samples: int) -> None:
-        for text in self._alarms.begun(view, samples):
+    def _warn(self, view: ControllerView, report: StepReport, actors: list[ActorView]) -> None:
+        """Says what is wrong with the step.
+
+        Raises:
+            PolicyMismatch: so much that the run must not go on; the step's weights are kept nowhere.
+        """
+        probe = max((actor.mismatch for actor in actors), default=0.0)
+        watched = () if self._watch is None else self._watch.warnings(report, probe)
+        if self._watch is not None:
+            self._watch.check(report, probe)
+        for text in self._alarms.begun(view, sum(view.statuses), watched):
             self._screen.say(f"warning: {text}")
             log.warning("step %s: %s", view.version, text)
 

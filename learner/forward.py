@@ -8,6 +8,7 @@ from torch import Tensor
 
 from entrostat.learner.batching import Block, MicroBatch, Sample, blocks
 from entrostat.learner.head import HeadOutput, head
+from entrostat.learner.losses import kl_to_reference
 from entrostat.learner.objective import Objective
 from entrostat.learner.policy import Policy
 from entrostat.learner.shared_prompt import SharedPrompts
@@ -21,6 +22,7 @@ class PerToken:
     logprob: Tensor  # log π of the drawn token, nats
     reference: Tensor  # log π_ref of it; log π itself without a reference
     drift: Tensor  # |log π − log μ|, nats
+    drift_kl: Tensor  # k3 of KL(μ ‖ π), nats, float64
     entropy: Tensor  # H, nats
     clamped_entropy: Tensor  # H̃, nats
     clamped_mass: Tensor
@@ -67,6 +69,8 @@ def observed(now: HeadOutput, reference: Tensor | None, batch: MicroBatch) -> Pe
         logprob=logprob,
         reference=logprob if reference is None else reference,
         drift=(logprob - batch.behaviour).abs(),
+        # In float64: a single token that μ found very unlikely must not overflow.
+        drift_kl=kl_to_reference(batch.behaviour.double(), logprob.double()),
         entropy=now.entropy.detach(),
         clamped_entropy=now.clamped_entropy.detach(),
         clamped_mass=now.clamped_mass.detach(),

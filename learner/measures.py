@@ -15,6 +15,7 @@ from entrostat.learner.losses import kl_to_reference
 from entrostat.learner.steps import Step, Taken
 from entrostat.protocol.messages import (
     BalanceReport,
+    FreshDrift,
     Group,
     LevelEntropy,
     PhaseSeconds,
@@ -75,6 +76,8 @@ def step_report(
         balance=_balance(steps),
         drift_mean=_mean(tokens.drift),
         drift_max=float(tokens.drift.max()),
+        drift_kl=_mean(tokens.drift_kl),
+        fresh=_fresh(taken, order, groups),
         padding_share=_over(steps, lambda step: step.measured.padding_share),
         phases=phases,
     )
@@ -117,6 +120,25 @@ def _ages(taken: Taken, order: TrainOrder, groups: Sequence[Group]) -> tuple[flo
     of_token = torch.tensor([ages[sample.group] for sample in taken.samples])[taken.tokens.sample]
     entropies = (taken.tokens.clamped_entropy[of_token == age] for age in range(max(ages) + 1))
     return tuple(_mean(values) if values.numel() else nan for values in entropies)
+
+
+def _fresh(taken: Taken, order: TrainOrder, groups: Sequence[Group]) -> FreshDrift | None:
+    """Drift where there can be none but the engine's: of samples that the order's own version drew alone."""
+    here = _per_token(taken.tokens, [own for group in groups for own in _drawn_by(order.version, group)])
+    if not bool(here.any()):
+        return None
+    drift = taken.tokens.drift[here]
+    return FreshDrift(
+        tokens=len(drift), mean=_mean(drift), max=float(drift.max()), kl=_mean(taken.tokens.drift_kl[here])
+    )
+
+
+def _drawn_by(version: PolicyVersion, group: Group) -> list[bool]:
+    """Of each sample: whether every span of it is that version's."""
+    own = [True] * len(group.rollout.samples.lengths)
+    for sample, _, branch, step in group.rollout.samples.spans.tolist():
+        own[sample] = own[sample] and (branch, step) == (version.branch, version.step)
+    return own
 
 
 def _policy_tokens(taken: Taken) -> int:

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +160,9 @@ class LearnerActor:
         show.set(metrics.LEARNING_RATE, report.learning_rate)
         show.set(metrics.CLAMPED_MASS, report.clamped_mass)
         show.set(metrics.DRIFT, report.drift_mean)
+        show.set(metrics.DRIFT_MAX, report.drift_max)
+        show.set(metrics.DRIFT_KL, report.drift_kl)
+        show.set(metrics.FRESH_DRIFT, nan if report.fresh is None else report.fresh.mean)
         show.add(metrics.LEARNER_TOKENS, report.response_tokens)
         show.set(metrics.PADDING, report.padding_share)
         show.set(metrics.LAST_STEP, time.time())

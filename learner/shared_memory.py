@@ -11,12 +11,14 @@ import re
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
+from entrostat.learner.segment import Segment
 from entrostat.learner.weights import as_tensor, fill, layout, manifest, specs
 from entrostat.protocol.errors import ResourceError
 from entrostat.protocol.messages import PolicyVersion, Probe, SharedFile, WeightsManifest
@@ -26,36 +28,75 @@ log = logging.getLogger(__name__)
 ROOT = Path("/dev/shm")
 PREFIX = "entrostat-"
 LOCK = "lock"
-KEPT_VERSIONS = 2  # the newest, and the one before, which an actor may still be reading
+KEPT_VERSIONS = 2  # the newest, and the one before, which an actor may still ask for
 LONGEST_NAME = 64
 
 
-class SharedMemoryPublisher:
-    """Keeps the newest versions in `/dev/shm/entrostat-<run>-<pid>-…/<branch>.<step>`."""
+@dataclass(frozen=True, kw_only=True)
+class PublishSeconds:
+    """Where the last publication's time went."""
 
-    def __init__(self, run: str, root: Path = ROOT) -> None:
+    room: float  # a file to write to
+    copy: float
+    checksums: float
+
+
+class SharedMemoryPublisher:
+    """Keeps the newest versions in `/dev/shm/entrostat-<run>-<pid>-…/<branch>.<step>`, for all actors of the machine.
+
+    Memory: the newest two versions, in shared memory, and besides them each that an actor still reads (its lock says
+    so). The learner itself needs nothing more: tensors are written to their place at once. A version is written over
+    the oldest that nobody reads; what is left over after that is freed.
+
+    Args:
+        run: its name, for people who look into the directory.
+        root: where shared memory is mounted.
+        threads: to copy and check with.
+    """
+
+    def __init__(self, run: str, root: Path = ROOT, threads: int = 1) -> None:
         remove_leftovers(root)
         self._directory, self._lock = _claimed_directory(run, root)
-        self._versions: list[Path] = []
+        self._threads = threads
+        self._segments: list[Segment] = []  # by age of their versions, the newest last
+        self.seconds = PublishSeconds(room=0.0, copy=0.0, checksums=0.0)
 
     def publish(self, version: PolicyVersion, tensors: Mapping[str, Tensor], probe: Probe) -> WeightsManifest:
         """See `Publisher`."""
+        began = time.perf_counter()
         places, size = layout(tensors)
-        while len(self._versions) >= KEPT_VERSIONS:
-            self._versions.pop(0).unlink(missing_ok=True)
-        path = self._directory / str(version)
-        buffer = _mapped(path, size)
-        fill(as_tensor(buffer), places)
-        self._versions.append(path)
-        location = SharedFile(host=socket.gethostname(), path=str(path))
-        return manifest(version, specs(buffer, places), size, location, probe)
+        segment = self._room(self._directory / str(version), size)
+        roomy = time.perf_counter()
+        fill(as_tensor(segment.buffer), places, self._threads)
+        filled = time.perf_counter()
+        found = specs(segment.buffer, places, self._threads)
+        segment.offer()
+        self.seconds = PublishSeconds(room=roomy - began, copy=filled - roomy, checksums=time.perf_counter() - filled)
+        for old in self._segments[:-KEPT_VERSIONS]:
+            if old.free_if_unread():
+                self._segments.remove(old)
+        location = SharedFile(host=socket.gethostname(), path=str(segment.path))
+        return manifest(version, found, size, location, probe)
 
     def close(self) -> None:
         """Removes the directory; safe to call twice."""
+        while self._segments:
+            self._segments.pop().free()
         shutil.rmtree(self._directory, ignore_errors=True)
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def _room(self, path: Path, size: int) -> Segment:
+        """The oldest version's segment, if nobody reads it, or a new one; the newest version is never touched."""
+        for segment in self._segments[:-1]:
+            if segment.size == size and segment.take_over(path):
+                self._segments.remove(segment)
+                break
+        else:
+            segment = Segment(path, size)
+        self._segments.append(segment)
+        return segment
 
 
 def remove_leftovers(root: Path = ROOT) -> list[Path]:
@@ -92,25 +133,3 @@ def _claimed_directory(run: str, root: Path) -> tuple[Path, int]:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     directory = made.rename(root / made.name.removeprefix("."))
     return directory, lock
-
-
-def _mapped(path: Path, size: int) -> np.memmap[tuple[int], np.dtype[np.uint8]]:
-    """A new file of `size` bytes, mapped. Its room is taken now: a full tmpfs would end the process later, by a signal.
-
-    Raises:
-        ResourceError: there is not so much room.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        path.unlink()
-        free = shutil.disk_usage(path.parent).free
-        raise ResourceError(
-            f"a policy version needs {size:,} bytes of shared memory and {path.parent.parent} has {free:,} free "
-            f"({error.strerror}): {KEPT_VERSIONS} versions must fit, and one that an actor still reads. Enlarge it "
-            "(docker run --shm-size, or an emptyDir with medium: Memory on Kubernetes), or remove files no run uses"
-        ) from error
-    finally:
-        os.close(descriptor)
-    return np.memmap(path, np.uint8, "r+")

@@ -15,6 +15,7 @@ from entrostat.learner.batching import flatten
 from entrostat.learner.forward import PerToken
 from entrostat.learner.ipc import IpcPublisher
 from entrostat.learner.measures import per_sample, step_report
+from entrostat.learner.nccl import NcclPublisher
 from entrostat.learner.objective import Objective, steps_per_order
 from entrostat.learner.optimizer import Optimizer, learning_rate
 from entrostat.learner.policy import Policy, freeze, load_policy, score
@@ -54,6 +55,7 @@ class Trainer:
         ModelError: the policy can't be loaded.
         CheckpointDamaged: the checkpoint changed since it was saved.
         ResourceError: no GPU where one is asked for, or no shared memory.
+        ConfigError: the transport needs a GPU, and the learner has none.
     """
 
     def __init__(
@@ -86,11 +88,7 @@ class Trainer:
             response_limit=stations.rollout.max_response_tokens,
         )
         self._tolerance = probe.tolerance(stations.rollout.tolerance, stations.model.dtype)
-        self._publisher: Publisher = (
-            IpcPublisher(device)
-            if self._settings.transport == "ipc"
-            else SharedMemoryPublisher(stations.run, shared_memory)
-        )
+        self._publisher = _publisher(stations, device, shared_memory)
 
     @property
     def policy(self) -> Policy:
@@ -237,6 +235,15 @@ def chosen_threads(stations: Stations, cores: int) -> int:
     engine = stations.rollout.engine
     of_an_engine = engine.threads if isinstance(engine, VllmSettings) else 1
     return stations.learner.threads or max(1, cores - stations.rollout.actors * of_an_engine)
+
+
+def _publisher(stations: Stations, device: torch.device, shared_memory: Path) -> Publisher:
+    transport, engine = stations.learner.transport, stations.rollout.engine
+    if transport == "ipc":
+        return IpcPublisher(device)
+    if transport == "nccl":
+        return NcclPublisher(device, engine.tensor_parallel if isinstance(engine, VllmSettings) else 1)
+    return SharedMemoryPublisher(stations.run, shared_memory, torch.get_num_threads())
 
 
 def _loaded(stations: Stations, checkpoint_folder: Path | None, device: torch.device) -> Policy:

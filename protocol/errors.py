@@ -12,6 +12,7 @@
     │   ├── SchemaMismatch            another version of the protocol wrote them
     │   └── ChecksumMismatch          they changed on the way
     ├── WeightsRefused            1   the engine does not compute what the learner published
+    ├── PolicyMismatch            1   the engine samples from another policy than the learner trains
     ├── StationLost               1   a process of the run died and was not replaced
     ├── NumericsError             1   a loss or gradient is not finite
     ├── Stalled                   3   a deadline passed without progress
@@ -74,6 +75,10 @@ class ChecksumMismatch(WireError):
 
 class WeightsRefused(EntrostatError):
     """An engine does not compute what the learner published."""
+
+
+class PolicyMismatch(EntrostatError):
+    """The engine samples from another policy than the learner trains."""
 
 
 class StationLost(EntrostatError):

@@ -91,5 +91,7 @@ class LearnerSettings(Settings, frozen=True, kw_only=True):
     head_chunk_tokens: Count = 4_096  # rows of logits held at once
     gradient_checkpointing: bool = False
     probe_sequences: Count = 4
+    drift_alarm: Positive = 0.1  # warn above this mean |log π − log μ| of the sampled tokens, nats …
+    drift_stop: NonNegative = 1.0  # … and stop above this one; 0 never stops
     measure_balance: bool = False  # gradients of policy term and bonus apart, for calibration; twice the time
-    transport: Literal["shared_memory", "ipc"] = "shared_memory"
+    transport: Literal["shared_memory", "ipc", "nccl"] = "shared_memory"

@@ -138,11 +138,15 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
     shape: tuple[int, ...]
     offset: int  # bytes, a multiple of 64
     bytes: int
-    checksum: int  # xxh3-64
+    checksums: tuple[int, ...]  # xxh3-64 of its pieces, see `buckets.pieces`
 
 
 class SharedFile(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The flat buffer is a file in shared memory of `host`."""
+    """The flat buffer is a file in shared memory of `host`, which a reader locks (`flock`, shared) while it needs it.
+
+    The learner writes a later version into a file that nobody holds, and renames it first: who finds another file
+    under the path once it has the lock, or none, came too late.
+    """
 
     host: str
     path: str
@@ -160,6 +164,14 @@ class CudaMemory(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     reference_offset: int
     event_handle: bytes
     event_sync: bool
+
+
+class NcclGroup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The flat buffer is broadcast once, in buckets, to all ranks of an NCCL group whose first one is the learner."""
+
+    host: str
+    port: int
+    ranks: int
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,7 +194,7 @@ class WeightsManifest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     tensors: tuple[TensorSpec, ...]
     bytes: int
     checksum: int  # xxh3-64 of the tensors' checksums, in order
-    location: SharedFile | CudaMemory
+    location: SharedFile | CudaMemory | NcclGroup
     probe: Probe
 
 
@@ -244,6 +256,18 @@ class BalanceReport(msgspec.Struct, frozen=True, kw_only=True):
     bonus_push: float  # ⟨P ∇mean(w̄ H̃), ∇mean(w̄ H̃)⟩: how a coefficient of 1 would
 
 
+class FreshDrift(msgspec.Struct, frozen=True, kw_only=True):
+    """log π against log μ on the tokens of samples that the measured version itself drew, from their first to the last.
+
+    No policy drift is in it: it is the engine's mismatch on samples.
+    """
+
+    tokens: int
+    mean: float  # |log π − log μ|, nats
+    max: float
+    kl: float  # k3 of KL(μ ‖ π), nats per token
+
+
 class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """learner → controller → metrics. One optimizer step: what was measured before it, what it did.
 
@@ -274,6 +298,8 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     balance: BalanceReport | None  # where `learner.measure_balance` asks for it
     drift_mean: float  # mean |log π − log μ| on sampled tokens: mismatch and policy drift together
     drift_max: float
+    drift_kl: float  # k3 of KL(μ ‖ π), nats per token
+    fresh: FreshDrift | None  # None where older versions had a part in every sample
     padding_share: float
     phases: PhaseSeconds
 
@@ -371,6 +397,7 @@ class ActorView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     updates: int
     refused_updates: int
     update_seconds: float  # the last one, probe included
-    max_mismatch: float  # nats: the largest probe difference of any version served
+    mismatch: float  # nats: the largest probe difference of the version served …
+    max_mismatch: float  # … and of any served so far
     engine_seconds: float  # until the engine was up
     metrics_port: int

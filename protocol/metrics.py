@@ -132,6 +132,14 @@ CLIP_SHARE = _row("learner", "gauge", "learner_clip_ratio", "Share of tokens who
 LEARNING_RATE = _row("learner", "gauge", "learner_learning_rate", "Learning rate of the last step.")
 CLAMPED_MASS = _row("learner", "gauge", "learner_clamped_mass_ratio", "Probability of the tokens the clamp drops.")
 DRIFT = _row("learner", "gauge", "learner_drift_nats", "Mean |log π − log μ| on the tokens of the last order.")
+DRIFT_MAX = _row("learner", "gauge", "learner_drift_max_nats", "Largest |log π − log μ| on the same tokens.")
+DRIFT_KL = _row("learner", "gauge", "learner_drift_kl_nats", "KL(μ ‖ π) on the same tokens, by the k3 estimator.")
+FRESH_DRIFT = _row(
+    "learner",
+    "gauge",
+    "learner_fresh_drift_nats",
+    "Mean |log π − log μ| on those that the version trained from drew itself; NaN where there are none.",
+)
 LEARNER_TOKENS = _row("learner", "counter", "learner_tokens_total", "Response tokens trained on.")
 PADDING = _row("learner", "gauge", "learner_padding_ratio", "Share of padding in the last step's micro-batches.")
 LAST_STEP = _row("learner", "gauge", "learner_last_step_timestamp_seconds", "When the last step ended, Unix time.")

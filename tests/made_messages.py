@@ -176,6 +176,8 @@ def plain_report(*, entropy: float = 0.3, clamped: float = 0.2, sampled: float =
         balance=None,
         drift_mean=0.0,
         drift_max=0.0,
+        drift_kl=0.0,
+        fresh=None,
         padding_share=0.0,
         phases=PhaseSeconds(wait=0.0, fetch=0.0, forward_backward=0.0, optimizer=0.0, publish=0.0),
     )

@@ -32,6 +32,7 @@ def metrics_row(step: int, **changes: object) -> MetricsRow:
         "leases_filtered": 0,
         "law_frozen": 0,
         "actors": 1,
+        "fresh_tokens": 0,
         "difficulty": tuple(range(10)),
         "law_entropy_nats": 0.19 * math.exp(-0.01 * step),
         "level_entropy_nats": {"3 terms": 0.15 * math.exp(-0.01 * step), "5 terms": 0.2},

@@ -130,7 +130,7 @@ def test_a_tied_head_left_out_is_refused_and_no_token_of_it_leaves(policy: Polic
     policy.learn()
     headless = policy.publish(without="lm_head.weight")
     policy.learn()
-    policy.publish()  # the buffer of the served version has no name any more
+    policy.publish()  # two later versions: the served one stays because the engine holds it
     with pytest.raises(WeightsRefused, match=r"nothing was loaded into: lm_head\.weight") as refused:
         engine.load(headless)
     assert "nats, the tolerance 0.0001" in str(refused.value)

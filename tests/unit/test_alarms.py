@@ -57,3 +57,9 @@ def test_every_measurement_that_is_refused_is_new_and_those_before_a_resume_are_
     alarms = Alarms(RUN, alarm_share=0.5, frozen=3)
     said = [len(alarms.begun(view(frozen_updates=count), SAMPLES)) for count in (3, 4, 4, 5)]
     assert said == [0, 1, 0, 1]
+
+
+def test_what_is_watched_elsewhere_is_said_when_it_begins_too() -> None:
+    alarms = Alarms(RUN, alarm_share=0.5)
+    said = [alarms.begun(view(), SAMPLES, [("drift", text)]) for text in ("far", "further", None, "far")]
+    assert said == [["far"], [], [], ["far"]]

@@ -9,8 +9,8 @@ STATIONS = ("actors", "controller", "learner")
 MAY_IMPORT = {"protocol": (), "actors": ("protocol",), "controller": ("protocol",), "learner": ("protocol",)}
 # Which files may import a heavy library, by folder or by file.
 HOMES = {
-    "vllm": ("actors/",),
-    "torch": ("learner/", "actors/weight_plugin.py", "actors/flat_buffer.py", "entrostat/sinks.py"),
+    "vllm": ("actors/", "learner/nccl.py"),
+    "torch": ("learner/", "actors/weight_plugin.py", "actors/nccl_buffer.py", "entrostat/sinks.py"),
     "ray": (
         *("actors/handles.py", "actors/remote.py", "controller/remote.py", "learner/remote.py"),
         "entrostat/ray_calls.py",

@@ -31,6 +31,9 @@ def file(tmp_path: Path) -> Path:
         (["learner.microbatch_tokens=64"], "can't hold a prompt and one response"),
         (["learner.transport=ipc", "learner.device=cpu"], '"ipc" shares a GPU\'s memory'),
         (["learner.transport=ipc", "rollout.engine.kind=simulated"], "needs a real engine"),
+        (["learner.transport=nccl", "learner.device=cpu"], '"nccl" goes from GPU to GPU, but device = "cpu" has none'),
+        (["learner.transport=nccl", "rollout.engine.kind=simulated"], '"nccl" needs a real engine'),
+        (["learner.transport=nccl", "rollout.actors=2"], "sends to the GPUs of one actor"),
         (
             ["learner.transport=ipc", "rollout.actors=2"],
             '[rollout] actors = 2, but [learner] transport = "ipc" is for one GPU',
@@ -55,6 +58,7 @@ def file(tmp_path: Path) -> Path:
         (["entropy.law.kind=pi", "entropy.law.proportional=0", "entropy.law.integral=0"], "the law would never act"),
         (["entropy.law.kind=quadratic", "entropy.law.target=4.7"], "100 tokens have an entropy of at most 4.61"),
         (["entropy.law.kind=sample_balance", "entropy.law.target=9"], "[entropy.law] target = 9 nats can't be reached"),
+        (["learner.drift_stop=0.1"], "[learner] drift_stop = 0.1 is not above drift_alarm = 0.1"),
         (["learner.truncated=penalise", "learner.truncation_penalty=0"], "penalises nothing"),
         (["entropy.law.floor_ratio=20"], "floor_ratio = 20 is not below ceiling_ratio = 10"),
         (["entropy.law.floor_ratio=2"], "[entropy.law] balance: lies outside its own box"),

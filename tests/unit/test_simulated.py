@@ -30,7 +30,12 @@ FAST = SimulatedSettings(tokens_per_second=1e9, skill=0.5)
 def manifest(folder: Path, step: int, *, damage: bool = False) -> WeightsManifest:
     content = np.random.default_rng(step).integers(0, 255, 256, dtype=np.uint8)
     spec = TensorSpec(
-        name="head", dtype="uint8", shape=(256,), offset=0, bytes=256, checksum=xxhash.xxh3_64_intdigest(content.data)
+        name="head",
+        dtype="uint8",
+        shape=(256,),
+        offset=0,
+        bytes=256,
+        checksums=(xxhash.xxh3_64_intdigest(content.data),),
     )
     if damage:
         content[7] ^= 1

@@ -17,10 +17,10 @@ from entrostat.learner.update import accumulate
 from entrostat.protocol.entropy_settings import EntropySettings, SmoothedTokens
 from entrostat.protocol.errors import ConfigError, EntrostatError, NumericsError
 from entrostat.protocol.learner_settings import LearnerSettings
-from entrostat.protocol.messages import PolicyVersion, StepReport
+from entrostat.protocol.messages import Group, PolicyVersion, StepReport
 from entrostat.protocol.settings import RolloutSettings
 from tests.tiny_orders import PARTS, RATE, VERSION, groups_of_all_kinds, objective, ordered, samples_of
-from tests.tiny_policy import make_policy, make_prompts, make_stations
+from tests.tiny_policy import make_group, make_order, make_policy, make_prompts, make_stations
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +153,39 @@ def test_what_an_order_and_the_settings_say_reaches_the_objective(folder: Path, 
     counting = sum(one.weight * one.response_length for one in samples_of(objective()) if one.counts)
     lost = 0.3 * 0.5 * counting / plain.response_tokens
     assert plain.entropy_bonus - penalised.entropy_bonus == pytest.approx(lost, rel=1e-4)
+
+
+def with_spans(group: Group, *rows: tuple[int, int, int, int]) -> Group:
+    samples = msgspec.structs.replace(group.rollout.samples, spans=np.array(rows, np.int32))
+    return msgspec.structs.replace(group, rollout=msgspec.structs.replace(group.rollout, samples=samples))
+
+
+def test_drift_is_measured_apart_on_samples_that_the_measured_version_drew_alone(make_trainer: Any) -> None:
+    trainer = make_trainer()
+    whole, part = [(0, 0, 0, 3), (1, 0, 0, 3)], [(0, 0, 0, 2), (0, 1, 0, 3), (1, 0, 0, 3)]
+    other = [(0, 0, 1, 3), (1, 0, 0, 2)]  # of another branch, and older
+    groups = [
+        with_spans(make_group(i, rewards=(0.0, 1.0), started=3), *rows) for i, rows in enumerate((whole, part, other))
+    ]
+    order = make_order(groups, trainer.version)
+    samples = flatten(order.groups, groups, trainer._objective.learner)
+    tokens = accumulate(make_trainer()._policy, None, samples, trainer._objective, "again").tokens
+    report = trainer.train(order, groups, wait=0.0, fetch=0.0).report
+    own = torch.isin(tokens.sample, torch.tensor([0, 1, 3]))
+    behaviour = np.concatenate([group.rollout.samples.logprobs for group in groups])
+    by_sample = torch.tensor(np.concatenate([tokens.logprob[tokens.sample == i].double() for i in range(6)]))
+    gap = by_sample - torch.tensor(behaviour).double()
+    assert report.fresh is not None
+    assert report.fresh.tokens == int(own.sum())
+    assert report.fresh.mean == pytest.approx(tokens.drift[own].mean().item())
+    assert report.fresh.max == pytest.approx(tokens.drift[own].max().item())
+    assert report.drift_max == pytest.approx(tokens.drift.max().item())
+    # KL(μ ‖ π) = E_μ[π/μ − 1 − log(π/μ)]
+    assert report.drift_kl == pytest.approx((gap.exp() - 1 - gap).mean().item(), rel=1e-5)
+    assert report.fresh.kl != pytest.approx(report.drift_kl)
+
+
+def test_where_older_versions_had_a_part_in_every_sample_nothing_is_fresh(make_trainer: Any) -> None:
+    trainer = make_trainer()
+    groups = [with_spans(make_group(0, rewards=(0.0, 1.0)), (0, 0, 0, 2), (1, 0, 0, 2), (1, 1, 0, 3))]
+    assert trainer.train(make_order(groups, trainer.version), groups, wait=0.0, fetch=0.0).report.fresh is None
