@@ -251,6 +251,7 @@ def _learner(config: "RunConfig") -> Iterator[Problem]:
     if learner.transport == "ipc" and isinstance(config.rollout.engine, SimulatedSettings):
         yield Problem(("learner", "transport"), '= "ipc" needs a real engine; the simulated one reads "shared_memory"')
     yield from _one_gpu(config)
+    yield from _ranks(config)
     if learner.truncated == "penalise" and learner.truncation_penalty == 0:
         yield Problem(
             ("learner", "truncation_penalty"),
@@ -271,6 +272,22 @@ def _ratio(config: "RunConfig") -> Iterator[Problem]:
             ("learner", "sequence_mask"),
             f"= {learner.sequence_mask:g} rejects samples by |log π_prox − log μ|, and proximal = "
             '"behaviour" makes that 0: use proximal = "learner", or 0 for no mask',
+        )
+
+
+def _ranks(config: "RunConfig") -> Iterator[Problem]:
+    learner, run = config.learner, config.run
+    if learner.ranks > 1 and learner.transport == "ipc":
+        yield Problem(
+            ("learner", "ranks"),
+            f'= {learner.ranks}, but transport = "ipc" is for one GPU that the learner shares with one actor: use '
+            '"shared_memory"',
+        )
+    if learner.ranks > 1 and learner.rank_seconds >= run.stall_seconds:
+        yield Problem(
+            ("learner", "rank_seconds"),
+            f"= {learner.rank_seconds:g} is not below [run] stall_seconds = {run.stall_seconds:g}: the run would end "
+            "before it is known which rank the others wait for",
         )
 
 

@@ -11,7 +11,13 @@ MAY_IMPORT = {"protocol": (), "actors": ("protocol",), "controller": ("protocol"
 HOMES = {
     "vllm": ("actors/",),
     "torch": ("learner/", "actors/weight_plugin.py", "actors/flat_buffer.py", "entrostat/sinks.py"),
-    "ray": ("actors/remote.py", "controller/remote.py", "learner/remote.py", "entrostat/ray_calls.py"),
+    "ray": (
+        "actors/remote.py",
+        "controller/remote.py",
+        "learner/remote.py",
+        "learner/followers.py",
+        "entrostat/ray_calls.py",
+    ),
     "prometheus_client": ("protocol/metrics.py",),
 }
 
