@@ -44,7 +44,7 @@ class FollowerActor:
         self._failure: EntrostatError | None = None
 
     def start(self, host: str, port: int) -> None:
-        """Joins the ranks that meet there, loads the policy, and scores the first probe with them."""
+        """Joins the ranks that meet there, loads the policy, and makes the first version with them."""
         with self._told():
             from transformers.utils.logging import disable_progress_bar
 
@@ -56,7 +56,7 @@ class FollowerActor:
             ranks = joined(stations, self._number, host, port)
             prompts = wire.decode(self._prompts_frame, PromptSet)
             self._trainer = Trainer(stations, prompts, self._version, self._checkpoint, ranks=ranks)
-            self._trainer.score_first()
+            self._trainer.make_first()
 
     def train(self, order_frame: UInt8, frames: Sequence[UInt8]) -> None:
         """Its share of an order's steps."""
@@ -123,7 +123,8 @@ class Followers:
             StationLost: one died.
             Stalled: one did not come to its end.
         """
-        pending = {getattr(one, call).remote(*arguments): i for i, one in enumerate(self._handles, 1)}
+        once = [ray.put(argument) for argument in arguments] if self._handles else []
+        pending = {getattr(one, call).remote(*once): i for i, one in enumerate(self._handles, 1)}
         try:
             yield
         except RuntimeError as error:

@@ -60,7 +60,7 @@ class Trainer:
     """Makes optimizer steps, one order at a time.
 
     With several ranks each has a trainer of its own. The first publishes, reports and saves, as one alone does; where
-    it is asked to `publish_first`, `train` or `save`, the others are asked to `score_first`, `make` and `save_part`.
+    it is asked to `publish_first`, `train` or `save`, the others are asked to `make_first`, `make` and `save_part`.
 
     Args:
         stations: the run's settings.
@@ -117,14 +117,14 @@ class Trainer:
 
     def publish_first(self) -> WeightsManifest:
         """Publishes the starting policy."""
-        found = self.score_first()
-        return self._published(self.version, self._tensors(), found)
+        return self._published(self.version, *self.make_first())
 
-    def score_first(self) -> Probe:
-        """The starting policy's probe."""
+    def make_first(self) -> tuple[Mapping[str, Tensor], Probe]:
+        """The starting policy's weights, on the first rank, and their probe."""
         first = [self._encode(prompt.text) for prompt in list(self._prompts.values())[: self._settings.probe_sequences]]
         sequences = probe.first_sequences(first, self._settings.probe_sequences, self._stations.seed)
-        return probe.make_probe(sequences, score(self._policy, sequences), None, self._tolerance)
+        found = probe.make_probe(sequences, score(self._policy, sequences), None, self._tolerance)
+        return self._tensors(), found
 
     def train(self, order: TrainOrder, groups: Sequence[Group], *, wait: float, fetch: float) -> StepOutcome:
         """An order's optimizer steps and the version they make; `groups[i]` is the group of `order.groups[i]`.

@@ -170,7 +170,7 @@ def start(ranks: Ranks, stations: Stations, memory: Path, step: int, checkpoint:
 
     version = PolicyVersion(branch=0 if checkpoint is None else 1, step=step)
     made.append(Trainer(stations, make_prompts(), version, checkpoint, memory, ranks))
-    return made[-1].publish_first() if ranks.first else made[-1].score_first()
+    return made[-1].publish_first() if ranks.first else made[-1].make_first()[0]
 
 
 def train(ranks: Ranks, seed: int) -> StepOutcome | None:
