@@ -196,7 +196,8 @@ def state_of(ranks: Ranks) -> dict[str, Any]:
 
 
 def stations_of(model: Path, directory: Path, dtype: str = "float32", **learner: Any) -> Stations:
-    settings = LearnerSettings(lr=1e-3, threads=1, **learner)
+    # A large ε: by the usual one Adam makes a step of a gradient's sign, and so of its rounding.
+    settings = LearnerSettings(lr=1e-3, threads=1, epsilon=1e-3, **learner)
     return make_stations(model, directory, dtype=dtype, learner=settings, samples_per_step=2)
 
 
@@ -214,7 +215,9 @@ def test_two_ranks_publish_and_report_what_one_does(two: SeveralRanks, tmp_path:
     np.testing.assert_allclose(first[1].probe.logprobs, first[0].probe.logprobs, atol=1e-5)
     one, other = train(ALONE, 1), two.run(train, 1)[0]
     assert one is not None
-    np.testing.assert_allclose(other.manifest.probe.logprobs, one.manifest.probe.logprobs, atol=5e-2)
+    np.testing.assert_allclose(
+        other.manifest.probe.logprobs, one.manifest.probe.logprobs, atol=1e-4 if dtype == "float32" else 0.2
+    )
     named = [[(spec.name, spec.dtype, spec.shape) for spec in each.manifest.tensors] for each in (one, other)]
     assert named[0] == named[1]
     tolerance = 1e-4 if dtype == "float32" else 2e-2
@@ -225,7 +228,7 @@ def test_two_ranks_publish_and_report_what_one_does(two: SeveralRanks, tmp_path:
         assert getattr(other.report, name) == getattr(one.report, name), name
     weights = state_of(ALONE)
     for found in two.run(state_of):
-        assert_same(found, weights, 1e-3 if dtype == "bfloat16" else 1e-4)
+        assert_same(found, weights, 1e-3 if dtype == "bfloat16" else 1e-6)
     close()
 
 

@@ -32,9 +32,7 @@ def test_each_rank_of_the_learner_takes_its_gpus(repository: Path) -> None:
     run = run_of(repository, "gsm8k-qwen3-0.6b.toml", "learner.ranks=3", "learner.gpus=1", *shared)
     assert gpu_shares(run, 4.0) == (1.0, 1.0)
     assert gpu_shares(run, 0.0) == (0.0, 0.0)
-    with pytest.raises(
-        ResourceError, match=r"3 ranks of the learner \(1 each\) and 1 .* for 4 GPUs"
-    ):
+    with pytest.raises(ResourceError, match=r"3 ranks of the learner \(1 each\) and 1 .* for 4 GPUs"):
         gpu_shares(run, 3.0)
 
 
