@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from entrostat.learner.batching import Sample
 from entrostat.learner.optimizer import Optimizer
 from entrostat.learner.policy import Policy, freeze
 from entrostat.learner.ranks import ALONE, Ranks
@@ -126,26 +128,33 @@ def test_two_ranks_take_the_steps_that_one_takes(two: SeveralRanks, folder: Path
         assert_same(found, expected)
 
 
-def lone_sample(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """A step on one sample: the other rank has nothing, and a single token each but for it."""
-    wanted = objective()
-    policy = made_policy(ranks, folder)
-    sample = [one for one in samples_of(wanted) if one.counts][:1]
-    measured = accumulate(policy, None, sample, wanted, "step 1")
+def uneven(ranks: Ranks, folder: Path, kind: str) -> dict[str, Any]:
+    """A step that is another for each rank: a lone sample for one of them, or responses of one token for one."""
+    wanted = objective(microbatch_tokens=40)
+    policy, samples = made_policy(ranks, folder), samples_of(wanted)
+    if kind == "a lone sample":
+        samples = tuple(one for one in samples if one.counts)[:1]
+    else:
+        samples = tuple(shortened(one) if one.group < 2 else one for one in samples)
+    measured = accumulate(policy, None, samples, wanted, "step 1")
     gradients = {name: whole(weight.grad) for name, weight in policy.model.named_parameters()}
     return gradients | {"J": measured.terms.objective, "N": len(measured.tokens.entropy)}
 
 
-def test_a_rank_without_samples_keeps_step(two: SeveralRanks, folder: Path) -> None:
-    expected = lone_sample(ALONE, folder)
-    for found in two.run(lone_sample, folder):
+def shortened(sample: Sample) -> Sample:
+    """Its response's first token."""
+    return replace(sample, tokens=sample.tokens[: sample.prompt_length + 1], behaviour=sample.behaviour[:1])
+
+
+@pytest.mark.parametrize("kind", ["a lone sample", "responses of one token"])
+def test_a_rank_with_less_to_do_keeps_step(two: SeveralRanks, folder: Path, kind: str) -> None:
+    expected = uneven(ALONE, folder, kind)
+    for found in two.run(uneven, folder, kind):
         assert_same(found, expected)
 
 
 def not_finite(ranks: Ranks, folder: Path) -> str:
     """The error of a step with one bad sample, which only one rank computes."""
-    from dataclasses import replace
-
     wanted = objective(importance_cap=0.0, proximal="behaviour")
     policy = made_policy(ranks, folder)
     first, *others = samples_of(wanted)
@@ -166,8 +175,6 @@ made: list[Trainer] = []  # in each rank's process
 
 def start(ranks: Ranks, stations: Stations, memory: Path, step: int, checkpoint: Path | None) -> Any:
     """A trainer on every rank; the first one's manifest."""
-    from entrostat.learner.trainer import Trainer
-
     version = PolicyVersion(branch=0 if checkpoint is None else 1, step=step)
     made.append(Trainer(stations, make_prompts(), version, checkpoint, memory, ranks))
     return made[-1].publish_first() if ranks.first else made[-1].make_first()[0]
