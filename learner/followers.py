@@ -169,7 +169,7 @@ def joined(stations: Stations, number: int, host: str, port: int, listening: int
     """
     from datetime import timedelta
 
-    from torch.distributed import DistError, TCPStore
+    from torch.distributed import DistError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     from entrostat.learner.ranks import join
     from entrostat.learner.trainer import chosen_device

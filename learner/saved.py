@@ -9,18 +9,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from entrostat.learner import checkpoint
 from entrostat.learner.optimizer import MOMENTS, Optimizer
 from entrostat.learner.policy import Policy
 from entrostat.learner.sharding import gather
+from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import CheckpointDamaged, ResourceError
+from entrostat.protocol.messages import PolicyVersion
 
-POLICY, OPTIMIZER, OPTIMIZER_PARTS, RANDOM = "policy", "optimizer.pt", "optimizer", "random"
+POLICY, OPTIMIZER, OPTIMIZER_PARTS, CONTROLLER = "policy", "optimizer.pt", "optimizer", "controller.bin"
+RANDOM = "random"  # torch's state, among the optimizer's
+
+
+def commit(folder: Path, version: PolicyVersion, policy: Policy, optimizer: Optimizer, controller: UInt8) -> None:
+    """Commits the checkpoint `folder` of a version, with the controller's snapshot frame `[bytes]`; on the first rank.
+
+    Raises:
+        ResourceError: the disk is full, or can't be written.
+    """
+
+    def write(partial: Path) -> None:
+        save_state(partial, policy, optimizer)
+        (partial / CONTROLLER).write_bytes(controller.tobytes())
+
+    try:
+        checkpoint.commit(folder, branch=version.branch, step=version.step, write=write)
+    except OSError as error:
+        raise ResourceError(
+            f"the checkpoint {folder} can't be written ({error.strerror or error}): free some of the disk, or keep "
+            "fewer checkpoints; the one before is untouched"
+        ) from error
 
 
 def save_state(folder: Path, policy: Policy, optimizer: Optimizer) -> None:
@@ -36,7 +60,7 @@ def save_state(folder: Path, policy: Policy, optimizer: Optimizer) -> None:
     else:
         ranks.meet()
         try:
-            dcp.save({**optimizer.named(), RANDOM: torch.get_rng_state()}, checkpoint_id=folder / OPTIMIZER_PARTS)
+            save({**optimizer.named(), RANDOM: torch.get_rng_state()}, checkpoint_id=folder / OPTIMIZER_PARTS)
         except CheckpointException as error:
             raise ResourceError(
                 f"the learner's ranks can't write to {folder / OPTIMIZER_PARTS} ({_reasons(error)}): all of them need "
@@ -109,7 +133,7 @@ def _from_parts(path: Path, policy: Policy, optimizer: Optimizer) -> Tensor:
     with warnings.catch_warnings():
         # That there is one process only is no news.
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
-        dcp.load(wanted, checkpoint_id=path, no_dist=policy.ranks.alone)
+        load(wanted, checkpoint_id=path, no_dist=policy.ranks.alone)
     return random
 
 

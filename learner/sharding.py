@@ -55,9 +55,8 @@ def gather(policy: Policy) -> dict[str, Tensor]:
     """
     model, found = policy.model, dict[str, Tensor]()
     copies: dict[int, Tensor] = {}
-    for path, unit in model.named_modules():
-        if not isinstance(unit, FSDPModule):
-            continue
+    units: list[tuple[str, Any]] = [each for each in model.named_modules() if isinstance(each[1], FSDPModule)]
+    for path, unit in units:
         unit.unshard()
         for name, weight in unit.named_parameters(prefix=path, remove_duplicate=False):
             if policy.ranks.first and not isinstance(weight, DTensor):  # those are of units inside
@@ -68,7 +67,8 @@ def gather(policy: Policy) -> dict[str, Tensor]:
         copies.clear()
     if not policy.ranks.first:
         return {}
-    return {name: found.get(name, value) for name, value in model.state_dict().items()}
+    held: dict[str, Tensor] = model.state_dict()
+    return {name: found[name] if name in found else held[name] for name in held}  # buffers are whole everywhere
 
 
 def _layers(model: Any) -> list[Any]:

@@ -20,7 +20,7 @@ from entrostat.learner.objective import Objective, steps_per_order
 from entrostat.learner.optimizer import Optimizer, learning_rate
 from entrostat.learner.policy import Policy, freeze, load_policy, score
 from entrostat.learner.ranks import ALONE, Ranks
-from entrostat.learner.saved import POLICY, restore_state, save_state
+from entrostat.learner.saved import POLICY, commit, restore_state, save_state
 from entrostat.learner.sharding import gather, shard
 from entrostat.learner.shared_memory import ROOT, SharedMemoryPublisher
 from entrostat.learner.steps import Taken, take
@@ -41,8 +41,6 @@ from entrostat.protocol.messages import (
 from entrostat.protocol.settings import Stations, VllmSettings
 
 log = logging.getLogger(__name__)
-
-CONTROLLER = "controller.bin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,18 +193,7 @@ class Trainer:
             ResourceError: the disk is full, or can't be written.
         """
         self._check_whole()
-
-        def write(partial: Path) -> None:
-            save_state(partial, self._policy, self._optimizer)
-            (partial / CONTROLLER).write_bytes(controller.tobytes())
-
-        try:
-            checkpoint.commit(folder, branch=self.version.branch, step=self.version.step, write=write)
-        except OSError as error:
-            raise ResourceError(
-                f"the checkpoint {folder} can't be written ({error.strerror or error}): free some of the disk, or keep "
-                "fewer checkpoints; the one before is untouched"
-            ) from error
+        commit(folder, self.version, self._policy, self._optimizer, controller)
 
     def save_part(self, folder: Path) -> None:
         """Puts this rank's part into the checkpoint that the first rank commits.
