@@ -147,7 +147,9 @@ class Followers:
             try:
                 ray.get(reference)
             except RayActorError as error:
-                raise StationLost(f"rank {number} of the learner died; go on from the last checkpoint") from error
+                raise StationLost(
+                    f"rank {number} of the learner died: see learner-rank-{number}.log in the run's logs"
+                ) from error
             except RayTaskError as error:
                 if not isinstance(error.cause, EntrostatError):
                     raise
