@@ -10,7 +10,8 @@ import numpy as np
 from entrostat import ray_calls
 from entrostat.actors.remote import RolloutActor
 from entrostat.controller.remote import ControllerActor
-from entrostat.learner.remote import BufferActor, LearnerActor
+from entrostat.learner.remote import BufferActor
+from entrostat.learners import Learners
 from entrostat.placement import gpu_shares
 from entrostat.protocol import wire
 from entrostat.protocol.errors import Stalled
@@ -67,7 +68,7 @@ class Cluster:
     ) -> None:
         self._stations = stations
         self._stall_seconds = stall_seconds
-        ray_calls.connect(address, cpus=1 + stations.rollout.actors)
+        ray_calls.connect(address, cpus=stations.learner.ranks + stations.rollout.actors)
         self._settings = ray_calls.share(wire.encode(stations))
         self._prompts = ray_calls.share(wire.encode(prompts))
         levels = [prompt.level for prompt in prompts.prompts[:training_prompts]]
@@ -81,9 +82,11 @@ class Cluster:
             self._settings, levels, self._buffer, *place, snapshot
         )
         learner_gpus, self._actor_gpus = gpu_shares(stations, ray_calls.gpus())
-        self._learner = ray_calls.remote(LearnerActor, cpus=1, gpus=learner_gpus, max_concurrency=4).remote(
-            self._settings, self._prompts, self._buffer, *place, None if checkpoint is None else str(checkpoint)
+        version = PolicyVersion(branch=branch, step=step)
+        self._learners = Learners(
+            stations, self._settings, self._prompts, self._buffer, version, checkpoint, gpus=learner_gpus
         )
+        self._learner = self._learners.first
         # The engines come up while the learner loads the policy.
         self._learner_starts = self._learner.start.remote()
         self._slots = Slots(stations.rollout.actors, self._new_actor)
@@ -211,11 +214,11 @@ class Cluster:
         self._answer(reference, "the controller", ANSWER_SECONDS, watch=False)
 
     def _answer(self, reference: Any, who: str, seconds: float, *, watch: bool = True) -> Any:
-        """A station's answer, watching the actors meanwhile.
+        """A station's answer, watching the learner's ranks meanwhile, and the actors unless told otherwise.
 
         Raises:
             Stalled: none came within `seconds`.
-            StationLost: the station died.
+            StationLost: the station died, or a rank of the learner.
         """
         deadline = time.monotonic() + seconds
         while not ray_calls.done(reference, min(1.0, deadline - time.monotonic())):
@@ -223,6 +226,7 @@ class Cluster:
                 raise Stalled(
                     f"{who} did not answer within {seconds:.0f} s; its log is in {self._stations.directory}/logs"
                 )
+            self._learners.watch()
             if watch:
                 self.watch()
         return ray_calls.answer(reference, who, ANSWER_SECONDS)

@@ -263,6 +263,7 @@ def _learner(config: "RunConfig") -> Iterator[Problem]:
             f"= {learner.drift_stop:g} is not above drift_alarm = {learner.drift_alarm:g}: the run would stop before "
             "it warns; raise it, or say 0 to never stop",
         )
+    yield from _ranks(config)
     if learner.truncated == "penalise" and learner.truncation_penalty == 0:
         yield Problem(
             ("learner", "truncation_penalty"),
@@ -283,6 +284,22 @@ def _ratio(config: "RunConfig") -> Iterator[Problem]:
             ("learner", "sequence_mask"),
             f"= {learner.sequence_mask:g} rejects samples by |log π_prox − log μ|, and proximal = "
             '"behaviour" makes that 0: use proximal = "learner", or 0 for no mask',
+        )
+
+
+def _ranks(config: "RunConfig") -> Iterator[Problem]:
+    learner, run = config.learner, config.run
+    if learner.ranks > 1 and learner.transport == "ipc":
+        yield Problem(
+            ("learner", "ranks"),
+            f'= {learner.ranks}, but transport = "ipc" is for one GPU that the learner shares with one actor: use '
+            '"shared_memory"',
+        )
+    if learner.ranks > 1 and learner.rank_seconds >= run.stall_seconds:
+        yield Problem(
+            ("learner", "rank_seconds"),
+            f"= {learner.rank_seconds:g} is not below [run] stall_seconds = {run.stall_seconds:g}: the run would end "
+            "before it is known which rank the others wait for",
         )
 
 

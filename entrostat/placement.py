@@ -2,24 +2,32 @@
 
 import socket
 
-from entrostat.protocol.errors import ResourceError
+from entrostat.protocol.errors import ConfigError, ResourceError
 from entrostat.protocol.settings import Stations, VllmSettings
 
 CONNECT_SECONDS = 10.0
 
 
 def gpu_shares(stations: Stations, gpus: float) -> tuple[float, float]:
-    """How much of Ray's `gpus` the learner and each rollout actor are given; what computes on a CPU takes none.
+    """How much of Ray's `gpus` each rank of the learner and each rollout actor are given; on a CPU that is none.
 
     Raises:
+        ConfigError: ranks would share a GPU.
         ResourceError: together they ask for more than there is.
     """
     learner = stations.learner.gpus if gpus and stations.learner.device != "cpu" else 0.0
     actor = stations.rollout.gpus if gpus and isinstance(stations.rollout.engine, VllmSettings) else 0.0
-    wanted = learner + stations.rollout.actors * actor
+    ranks = stations.learner.ranks
+    if ranks > 1 and gpus and stations.learner.device != "cpu" and learner < 1:
+        raise ConfigError(
+            f"learner.ranks = {ranks} and learner.gpus = {learner:g}: NCCL lets no two ranks share a GPU. Set "
+            'learner.gpus = 1, or use a CPU (learner.device = "cpu")'
+        )
+    wanted = ranks * learner + stations.rollout.actors * actor
     if wanted > gpus:
+        each = f"{ranks} ranks of the learner ({learner:g} each)" if ranks > 1 else f"the learner ({learner:g})"
         raise ResourceError(
-            f"the learner ({learner:g}) and {stations.rollout.actors} rollout actors ({actor:g} each) ask for "
+            f"{each} and {stations.rollout.actors} rollout actors ({actor:g} each) ask for "
             f"{wanted:g} GPUs, Ray has {gpus:g}: lower learner.gpus and rollout.gpus (0.5 each shares one), or "
             'use a CPU (learner.device = "cpu", rollout.gpus = 0)'
         )

@@ -7,9 +7,11 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from entrostat.protocol.arrays import UInt8
-from entrostat.protocol.errors import EntrostatError, Stalled, StationLost
+from entrostat.protocol.errors import EntrostatError, ResourceError, Stalled, StationLost
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +38,30 @@ def share(frame: UInt8) -> Any:
     return ray.put(frame)
 
 
-def remote(station: type, *, cpus: float = 0, gpus: float = 0, max_concurrency: int | None = None) -> Any:
-    """The station as a Ray actor's class; Ray never restarts it by itself."""
+def reserve(count: int, *, cpus: float, gpus: float, seconds: float) -> list[Any]:
+    """Room for `count` actors that are held together, as near to each other as there is room: a place for each.
+
+    Raises:
+        ResourceError: the cluster has not so much room, or not within `seconds`.
+    """
+    group = placement_group([{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}] * count, strategy="PACK")
+    if not group.wait(seconds):
+        raise ResourceError(
+            f"the learner's {count} ranks ask for {cpus:g} CPUs and {gpus:g} GPUs each, and Ray had no room for them "
+            f"within {seconds:.0f} s: lower learner.ranks or learner.gpus, or use a larger cluster"
+        )
+    return [PlacementGroupSchedulingStrategy(group, bundle) for bundle in range(count)]
+
+
+def remote(
+    station: type, *, cpus: float = 0, gpus: float = 0, max_concurrency: int | None = None, place: Any = None
+) -> Any:
+    """The station as a Ray actor's class, for a `place` that was reserved if there is one; Ray never restarts it."""
     options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0}
     if max_concurrency is not None:
         options["max_concurrency"] = max_concurrency
+    if place is not None:
+        options["scheduling_strategy"] = place
     return ray.remote(**options)(station)
 
 

@@ -8,7 +8,7 @@ padding's own outputs are never read. Without a mask the positions count from 0 
 fast path.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -73,6 +73,12 @@ class Block:
 
     prompts: tuple[Int32, ...]  # distinct, longest first; none: the micro-batches hold whole rows
     batches: tuple[tuple[Sample, ...], ...]
+    idle: tuple[tuple[Sample, ...], ...] = ()  # computed to keep step with other ranks; nothing of them counts
+
+    def rounds(self) -> Iterator[tuple[tuple[Sample, ...], bool]]:
+        """All that is computed, and what of it counts."""
+        yield from ((batch, True) for batch in self.batches)
+        yield from ((batch, False) for batch in self.idle)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,15 +209,16 @@ def _micro_batches(
     return tuple(map(tuple, batches))
 
 
-def padding_share(blocks: Sequence[Block]) -> float:
-    """Padding over all tokens of the blocks' prompts and micro-batches, 0–1."""
+def padding_share(blocks: Iterable[Block]) -> float:
+    """Padding over all tokens of the blocks' prompts and micro-batches, 0–1; what is computed idly is padding."""
     held = real = 0
     for block in blocks:
         tables = [[len(prompt) for prompt in block.prompts]]
         for batch in block.batches:
             tables.append([sample.response_length if block.prompts else len(sample.tokens) for sample in batch])
         held += sum(len(lengths) * max(lengths, default=0) for lengths in tables)
-        real += sum(map(sum, tables))
+        held += sum(one.response_length if block.prompts else len(one.tokens) for batch in block.idle for one in batch)
+        real += sum(map(sum, tables)) if block.batches else 0
     return 1.0 - real / held if held else 0.0
 
 

@@ -2,7 +2,7 @@
 
     checkpoints/step-N/    manifest.json     branch, step, and every other file's size and checksum
                            policy/           weights and tokenizer in Hugging Face form
-                           optimizer.pt      moments, float32 masters, random state
+                           optimizer.pt      moments, float32 masters, random state; of several ranks optimizer/
                            controller.bin    the controller's snapshot frame
 
 A checkpoint is written to `.step-N.partial`, synced to disk file by file, and renamed. Pure functions on paths.
@@ -51,22 +51,27 @@ def commit(folder: Path, *, branch: int, step: int, write: Callable[[Path], None
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_remains(folder.parent)
-    partial = folder.with_name(f".{folder.name}.partial")
-    partial.mkdir()
-    write(partial)
-    files = tuple(_digest(partial, path) for path in _files(partial))
+    made = partial(folder)
+    made.mkdir()
+    write(made)
+    files = tuple(_digest(made, path) for path in _files(made))
     manifest = CheckpointManifest(branch=branch, step=step, files=files)
-    (partial / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
-    for path in partial.rglob("*"):
+    (made / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+    for path in made.rglob("*"):
         _sync(path)
-    _sync(partial)
+    _sync(made)
     replaced = folder.with_name(f".{folder.name}.replaced")
     if folder.exists():
         folder.rename(replaced)
-    partial.rename(folder)
+    made.rename(folder)
     _sync(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
     return manifest
+
+
+def partial(folder: Path) -> Path:
+    """Where a checkpoint is written before it bears its name."""
+    return folder.with_name(f".{folder.name}.partial")
 
 
 def verify(folder: Path) -> CheckpointManifest:

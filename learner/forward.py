@@ -11,7 +11,9 @@ from entrostat.learner.head import HeadOutput, head
 from entrostat.learner.losses import kl_to_reference
 from entrostat.learner.objective import Objective
 from entrostat.learner.policy import Policy
+from entrostat.learner.ranks import Ranks
 from entrostat.learner.shared_prompt import SharedPrompts
+from entrostat.learner.shares import in_step, shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +30,13 @@ class PerToken:
     clamped_mass: Tensor
 
 
-def plan(policy: Policy, reference: Policy | None, samples: Sequence[Sample], objective: Objective) -> list[Block]:
-    """The blocks that the samples are computed in, by the policy and by the reference alike."""
+def plan(
+    policy: Policy, reference: Policy | None, samples: Sequence[Sample], objective: Objective
+) -> list[list[Block]]:
+    """The blocks that each rank computes the samples in, by the policy and by the reference alike."""
     shared = policy.shares_prompts and (reference is None or reference.shares_prompts)
-    return blocks(samples, objective.learner.microbatch_tokens, shared=shared)
+    parts = [samples] if policy.ranks.alone else shares(samples, policy.ranks.count, shared=shared)
+    return in_step([blocks(part, objective.learner.microbatch_tokens, shared=shared) for part in parts])
 
 
 def prompts_of(policy: Policy, block: Block) -> SharedPrompts | None:
@@ -61,10 +66,10 @@ def anchor(reference: Policy, prompts: SharedPrompts | None, batch: MicroBatch, 
         return evaluate(reference, prompts, batch, objective).logprob
 
 
-def observed(now: HeadOutput, reference: Tensor | None, batch: MicroBatch) -> PerToken:
-    """The micro-batch's measurements; `reference [T]` is log π_ref."""
+def observed(now: HeadOutput, reference: Tensor | None, batch: MicroBatch, *, counts: bool = True) -> PerToken:
+    """The micro-batch's measurements, or none if nothing of it counts; `reference [T]` is log π_ref."""
     logprob = now.logprob.detach()
-    return PerToken(
+    found = PerToken(
         sample=batch.sample,
         logprob=logprob,
         reference=logprob if reference is None else reference,
@@ -75,12 +80,13 @@ def observed(now: HeadOutput, reference: Tensor | None, batch: MicroBatch) -> Pe
         clamped_entropy=now.clamped_entropy.detach(),
         clamped_mass=now.clamped_mass.detach(),
     )
+    return found if counts else PerToken(**{f.name: getattr(found, f.name)[:0] for f in fields(PerToken)})
 
 
-def joined(pieces: Sequence[PerToken]) -> PerToken:
-    """The micro-batches one after another."""
-    columns = {f.name: torch.cat([getattr(piece, f.name) for piece in pieces]).cpu() for f in fields(PerToken)}
-    return PerToken(**columns)
+def joined(pieces: Sequence[PerToken], ranks: Ranks) -> PerToken:
+    """The micro-batches one after another, those of all ranks."""
+    columns = {f.name: torch.cat([getattr(piece, f.name) for piece in pieces]) for f in fields(PerToken)}
+    return PerToken(**{name: ranks.joined(values).cpu() for name, values in columns.items()})
 
 
 def number(dtype: torch.dtype) -> torch.dtype:

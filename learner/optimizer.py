@@ -6,9 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from entrostat.learner.ranks import ALONE, Ranks
 from entrostat.protocol.errors import NumericsError
 from entrostat.protocol.learner_settings import LearnerSettings
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for each weight
 
 
 def learning_rate(step: int, total_steps: int, settings: LearnerSettings) -> float:
@@ -35,10 +39,14 @@ class Optimizer:
 
     Parameters in bfloat16 get a float32 master each: an update is often smaller than bfloat16 can resolve. The master
     takes the gradient of every micro-batch as it is made (so that they add up in float32) and is rounded into the
-    parameter after the step: what is trained, published and scored are the same bfloat16 weights.
+    parameter after the step: what is trained, published and scored are the same bfloat16 weights. Over several ranks
+    each holds its part of weights, moments and gradients, all of them float32 (sharding.py).
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, Tensor]], settings: LearnerSettings) -> None:
+    def __init__(
+        self, parameters: Iterable[tuple[str, Tensor]], settings: LearnerSettings, ranks: Ranks = ALONE
+    ) -> None:
+        self._ranks = ranks
         trained = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
         self._names = [name for name, _ in trained]
         self._parameters = [parameter for _, parameter in trained]
@@ -60,6 +68,8 @@ class Optimizer:
             NumericsError: a gradient is not finite. Weights and moments stay as they were.
         """
         norm_tensor = torch.nn.utils.get_total_norm([w.grad for w in self._weights if w.grad is not None])
+        if isinstance(norm_tensor, DTensor):
+            norm_tensor = norm_tensor.full_tensor()
         norm = float(norm_tensor)
         if not math.isfinite(norm):
             culprit = self._first_bad()
@@ -86,7 +96,7 @@ class Optimizer:
     @property
     def has_moments(self) -> bool:
         """Whether a step was made: before the first there is no metric."""
-        return bool(self._adam.state)
+        return any(float(state["step"]) > 0 for state in self._adam.state.values() if state)
 
     def inner(self, one: Iterable[Tensor], other: Iterable[Tensor]) -> float:
         """`⟨P a, b⟩` with `P = 1 / (√v̂ + ε)`, v̂ the second moments, corrected for their start, before the next step.
@@ -98,11 +108,11 @@ class Optimizer:
         beta, epsilon = self._adam.param_groups[0]["betas"][1], self._adam.param_groups[0]["eps"]
         for weight, a, b in zip(self._weights, one, other, strict=True):
             state = self._adam.state.get(weight)
-            if not state:
+            if not state or not float(state["step"]):
                 continue
-            moment = state["exp_avg_sq"].double() / (1.0 - beta ** float(state["step"]))
-            total += float((a.double() * b.double() / (moment.sqrt() + epsilon)).sum())
-        return total
+            moment = _part(state["exp_avg_sq"]).double() / (1.0 - beta ** float(state["step"]))
+            total += float((_part(a).double() * _part(b).double() / (moment.sqrt() + epsilon)).sum())
+        return float(self._ranks.total(torch.tensor(total, dtype=torch.float64)))
 
     def clear(self) -> None:
         """Forgets all gradients."""
@@ -120,14 +130,35 @@ class Optimizer:
             for weight, saved in zip(self._masters(), state["masters"], strict=True):
                 weight.copy_(saved)
 
+    def named(self) -> dict[str, Tensor]:
+        """Weights and moments by their parameters' names, live: what is written into them is what the next step uses.
+
+        Moments that no step has made yet are made, as zeros.
+        """
+        found: dict[str, Tensor] = {}
+        for name, weight in zip(self._names, self._weights, strict=True):
+            state = self._adam.state[weight]
+            if not state:
+                step = torch.zeros((), dtype=torch.float32, device=weight.device)
+                state |= {"step": step, "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+            found[f"weight.{name}"] = weight.detach()
+            found |= {f"{kind}.{name}": state[kind].detach() for kind in MOMENTS}
+        return found
+
     def _masters(self) -> list[Tensor]:
         return [weight for weight, own in zip(self._weights, self._parameters, strict=True) if weight is not own]
 
     def _first_bad(self) -> str:
         for name, weight in zip(self._names, self._weights, strict=True):
-            if weight.grad is not None and not bool(weight.grad.isfinite().all()):
+            bad = weight.grad is not None and not bool(_part(weight.grad).isfinite().all())
+            if self._ranks.total(torch.tensor(int(bad))):
                 return name
         return "their sum"
+
+
+def _part(tensor: Tensor) -> Tensor:
+    """What this rank holds of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _master(parameter: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.core_model_loading import revert_weight_conversion
 
+from entrostat.learner.ranks import ALONE, Ranks
 from entrostat.learner.shared_prompt import SharedPrompts, go_on, objection, read_prompts
 from entrostat.protocol.arrays import Float32, Int32
 from entrostat.protocol.errors import ModelError
@@ -32,10 +33,16 @@ class Policy:
     model: Any  # transformers.PreTrainedModel
     tokenizer: Any
     shares_prompts: bool = False  # proven: samples may go on from a prompt that is computed once
+    ranks: Ranks = ALONE  # over which its weights are laid out (sharding.py)
+
+    @property
+    def decoder(self) -> Any:
+        """Token ids → states before the head."""
+        return self.model.get_decoder() if self.ranks.alone else self.model.states
 
     @property
     def head_weight(self) -> Tensor:
-        """`[V, D]`."""
+        """`[V, D]`; with several ranks whole only between a call of the decoder and the end of a backward pass."""
         return self.model.get_output_embeddings().weight
 
     @property
@@ -50,23 +57,30 @@ class Policy:
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """`[B, L] int64 → [B, L, D]`, the states before the head. Rows are right-padded: see batching.py."""
-        return self.model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+        return self.decoder(input_ids=tokens, use_cache=False).last_hidden_state
 
     def prompts(self, prompts: Sequence[Int32]) -> SharedPrompts:
         """What samples of these prompts can go on from; its `backward` is due when all of them are done."""
-        return read_prompts(self.model.get_decoder(), prompts, self.device)
+        return read_prompts(self.decoder, prompts, self.device)
 
     def hidden_after(self, shared: SharedPrompts, prompt: Tensor, tokens: Tensor) -> Tensor:
         """`prompt [B]`, `tokens [B, L − 1] int64 → [B, L, D]`: the prompt's last state and those of the row after."""
-        return go_on(self.model.get_decoder(), shared, prompt, tokens)
+        if not self.ranks.alone and not tokens.shape[1]:
+            # The decoder would not be asked, and other ranks would wait for its weights: a token that nobody reads.
+            return go_on(self.decoder, shared, prompt, tokens.new_zeros(len(tokens), 1))[:, :1]
+        return go_on(self.decoder, shared, prompt, tokens)
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """Every weight under its name in a Hugging Face checkpoint, tied ones under each of their names.
+        """Every weight under its name in a Hugging Face checkpoint, tied ones under each of their names."""
+        return self.as_saved(dict(self.model.state_dict()))
+
+    def as_saved(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights, named as in the model, in the form and under the names of a Hugging Face checkpoint.
 
         transformers holds some weights in another form than their checkpoint (the experts of a layer as one tensor);
         engines expect the checkpoint's.
         """
-        found: dict[str, Tensor] = revert_weight_conversion(self.model, dict(self.model.state_dict()))
+        found: dict[str, Tensor] = revert_weight_conversion(self.model, weights)
         return found
 
 

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 
 from entrostat.learner.buffer import SampleBuffer
+from entrostat.learner.followers import Followers, joined, listening_socket
 from entrostat.protocol import metrics, wire
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import Stalled, StationLost
@@ -70,7 +71,10 @@ class BufferActor:
 
 
 class LearnerActor:
-    """The learner as a Ray actor. `start` comes first; `train` and `save` are called one at a time."""
+    """The learner as a Ray actor. `start` comes first; `train` and `save` are called one at a time.
+
+    Of several ranks it is the first, and has the others (`followers`, their actors) do their part of each call.
+    """
 
     def __init__(
         self,
@@ -80,13 +84,16 @@ class LearnerActor:
         branch: int,
         step: int,
         checkpoint: str | None,
+        followers: Sequence[Any] = (),
     ) -> None:
         # What can fail waits for `start`: an error in a constructor reaches nobody with its type.
         self._settings_frame, self._prompts_frame = settings_frame, prompts_frame
         self._buffer = buffer
         self._version = PolicyVersion(branch=branch, step=step)
         self._checkpoint = None if checkpoint is None else Path(checkpoint)
-        self._exporter = Exporter("learner", host=wire.decode(settings_frame, Stations).metrics_host)
+        stations = wire.decode(settings_frame, Stations)
+        self._followers = Followers(followers, stations.learner.rank_seconds)
+        self._exporter = Exporter("learner", host=stations.metrics_host)
         self._trainer: Trainer | None = None
 
     def start(self) -> UInt8:
@@ -100,9 +107,15 @@ class LearnerActor:
         prompts = wire.decode(self._prompts_frame, PromptSet)
         log_to(stations.directory, "learner")
         disable_progress_bar()
-        self._trainer = Trainer(stations, prompts, self._version, self._checkpoint)
-        log.info("the learner starts from version %s", self._version)
-        return wire.encode(self._trainer.publish_first())
+        if not self._followers.count:
+            self._trainer = Trainer(stations, prompts, self._version, self._checkpoint)
+            return self._published()
+        with listening_socket() as opened:
+            host, port = opened.getsockname()[:2]
+            with self._followers.beside("start", host, port):
+                ranks = joined(stations, 0, host, port, opened.detach())
+                self._trainer = Trainer(stations, prompts, self._version, self._checkpoint, ranks=ranks)
+                return self._published()
 
     def train(self, order_frame: UInt8, wait_seconds: float) -> UInt8:
         """One optimizer step: a `StepOutcome`, or `GroupsMissing`."""
@@ -112,13 +125,16 @@ class LearnerActor:
         if missing:
             return wire.encode(GroupsMissing(version=order.version, lease_ids=tuple(missing)))
         groups = [wire.decode(frame, Group) for frame in frames]
-        outcome = self._running().train(order, groups, wait=wait_seconds, fetch=time.perf_counter() - began)
+        fetch = time.perf_counter() - began
+        with self._followers.beside("train", order_frame, frames):
+            outcome = self._running().train(order, groups, wait=wait_seconds, fetch=fetch)
         self._show(outcome.report)
         return wire.encode(outcome)
 
     def save(self, folder: str, controller_frame: UInt8) -> None:
         """Commits the checkpoint `folder`, with the controller's snapshot in it."""
-        self._running().save(Path(folder), controller_frame)
+        with self._followers.beside("save", folder):
+            self._running().save(Path(folder), controller_frame)
 
     def endpoint(self) -> int:
         """The port of its metrics."""
@@ -129,6 +145,10 @@ class LearnerActor:
         if self._trainer is not None:
             self._trainer.close()
         self._exporter.close()
+
+    def _published(self) -> UInt8:
+        log.info("the learner starts from version %s", self._version)
+        return wire.encode(self._running().publish_first())
 
     def _running(self) -> "Trainer":
         if self._trainer is None:

@@ -102,15 +102,15 @@ def _measured(
 ) -> PerToken:
     pieces = []
     with torch.no_grad():
-        for block in plan(policy, reference, samples, objective):
+        for block in plan(policy, reference, samples, objective)[policy.ranks.number]:
             ours, theirs = prompts_of(policy, block), None if reference is None else prompts_of(reference, block)
-            for chosen in block.batches:
+            for chosen, counts in block.rounds():
                 batch = collate(chosen, block.prompts, device=policy.device, dtype=number(policy.dtype))
                 pulled = None if reference is None else anchor(reference, theirs, batch, objective)
-                pieces.append(observed(evaluate(policy, ours, batch, objective), pulled, batch))
+                pieces.append(observed(evaluate(policy, ours, batch, objective), pulled, batch, counts=counts))
     if not pieces:
         raise NumericsError(f"{where}: the order holds no response token, so there is nothing to learn from")
-    found = joined(pieces)
+    found = joined(pieces, policy.ranks)
     order = found.sample.argsort(stable=True)  # micro-batches go by length
     columns = {f.name: getattr(found, f.name)[order] for f in fields(PerToken)}
     for name, values in columns.items():

@@ -3,12 +3,13 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from entrostat.learner import checkpoint, probe, samples
 from entrostat.learner.batching import flatten
@@ -19,16 +20,20 @@ from entrostat.learner.nccl import NcclPublisher
 from entrostat.learner.objective import Objective, steps_per_order
 from entrostat.learner.optimizer import Optimizer, learning_rate
 from entrostat.learner.policy import Policy, freeze, load_policy, score
+from entrostat.learner.ranks import ALONE, Ranks
+from entrostat.learner.saved import POLICY, commit, restore_state, save_state
+from entrostat.learner.sharding import gather, shard
 from entrostat.learner.shared_memory import ROOT, SharedMemoryPublisher
-from entrostat.learner.steps import take
+from entrostat.learner.steps import Taken, take
 from entrostat.learner.weights import Publisher
 from entrostat.protocol.arrays import Int32, UInt8
-from entrostat.protocol.errors import CheckpointDamaged, ConfigError, EntrostatError, ResourceError
+from entrostat.protocol.errors import ConfigError, EntrostatError, ResourceError
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import (
     Group,
     PhaseSeconds,
     PolicyVersion,
+    Probe,
     PromptSet,
     StepOutcome,
     TrainOrder,
@@ -38,11 +43,23 @@ from entrostat.protocol.settings import Stations, VllmSettings
 
 log = logging.getLogger(__name__)
 
-POLICY, OPTIMIZER, CONTROLLER = "policy", "optimizer.pt", "controller.bin"
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A version, and the steps that made it."""
+
+    version: PolicyVersion
+    taken: Taken
+    rate: float
+    tensors: Mapping[str, Tensor]  # on the first rank
+    probe: Probe
 
 
 class Trainer:
     """Makes optimizer steps, one order at a time.
+
+    With several ranks each has a trainer of its own. The first publishes, reports and saves, as one alone does; where
+    it is asked to `publish_first`, `train` or `save`, the others are asked to `make_first`, `make` and `save_part`.
 
     Args:
         stations: the run's settings.
@@ -50,6 +67,7 @@ class Trainer:
         version: what the starting policy is called.
         checkpoint: a verified checkpoint's folder to restore from; None starts from the configured model.
         shared_memory: where versions are published.
+        ranks: the trainers that make each step together.
 
     Raises:
         ModelError: the policy can't be loaded.
@@ -65,6 +83,7 @@ class Trainer:
         version: PolicyVersion,
         checkpoint: Path | None = None,
         shared_memory: Path = ROOT,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._stations, self._settings = stations, stations.learner
         self._prompts = {prompt.id: prompt for prompt in prompts.prompts}
@@ -73,13 +92,14 @@ class Trainer:
         device = chosen_device(self._settings)
         if self._settings.threads or device.type == "cpu":
             # Ray leaves torch as many as the actor's CPUs: one.
-            torch.set_num_threads(chosen_threads(stations, len(os.sched_getaffinity(0))))
-        self._policy = _loaded(stations, checkpoint, device)
+            torch.set_num_threads(chosen_threads(stations, len(os.sched_getaffinity(0)), ranks.count))
+        self._policy = shard(_loaded(stations, checkpoint, device), ranks)
         # The reference is the policy the run started from, after a resume too.
-        self._reference = freeze(_loaded(stations, None, device)) if self._settings.kl_coefficient else None
-        self._optimizer = Optimizer(self._policy.model.named_parameters(), self._settings)
+        wanted = self._settings.kl_coefficient > 0
+        self._reference = shard(freeze(_loaded(stations, None, device)), ranks) if wanted else None
+        self._optimizer = Optimizer(self._policy.model.named_parameters(), self._settings, ranks)
         if checkpoint is not None:
-            _restore(checkpoint / OPTIMIZER, self._optimizer)
+            restore_state(checkpoint, self._policy, self._optimizer)
         self._objective = Objective(
             learner=self._settings,
             estimator=stations.entropy.estimator,
@@ -88,7 +108,7 @@ class Trainer:
             response_limit=stations.rollout.max_response_tokens,
         )
         self._tolerance = probe.tolerance(stations.rollout.tolerance, stations.model.dtype)
-        self._publisher = _publisher(stations, device, shared_memory)
+        self._publisher = _publisher(stations, device, shared_memory) if ranks.first else None
 
     @property
     def policy(self) -> Policy:
@@ -97,10 +117,14 @@ class Trainer:
 
     def publish_first(self) -> WeightsManifest:
         """Publishes the starting policy."""
+        return self._published(self.version, *self.make_first())
+
+    def make_first(self) -> tuple[Mapping[str, Tensor], Probe]:
+        """The starting policy's weights, on the first rank, and their probe."""
         first = [self._encode(prompt.text) for prompt in list(self._prompts.values())[: self._settings.probe_sequences]]
         sequences = probe.first_sequences(first, self._settings.probe_sequences, self._stations.seed)
         found = probe.make_probe(sequences, score(self._policy, sequences), None, self._tolerance)
-        return self._publisher.publish(self.version, self._policy.named_tensors(), found)
+        return self._tensors(), found
 
     def train(self, order: TrainOrder, groups: Sequence[Group], *, wait: float, fetch: float) -> StepOutcome:
         """An order's optimizer steps and the version they make; `groups[i]` is the group of `order.groups[i]`.
@@ -112,13 +136,33 @@ class Trainer:
             fetch: seconds spent fetching the groups.
 
         Raises:
+            EntrostatError, ConfigError, NumericsError: as `make`.
+            ResourceError: there is no room to publish the new version.
+        """
+        began = time.perf_counter()
+        made = self.make(order, groups)
+        manifest = self._published(made.version, made.tensors, made.probe)
+        taken = made.taken
+        phases = PhaseSeconds(
+            wait=wait,
+            fetch=fetch,
+            forward_backward=taken.gradient_seconds,
+            optimizer=taken.optimizer_seconds,
+            publish=time.perf_counter() - began - taken.gradient_seconds - taken.optimizer_seconds,
+        )
+        report = step_report(taken, order, groups, after=made.version, learning_rate=made.rate, phases=phases)
+        self._write_samples(order, groups, taken.tokens)
+        return StepOutcome(report=report, manifest=manifest)
+
+    def make(self, order: TrainOrder, groups: Sequence[Group]) -> Made:
+        """An order's optimizer steps, not yet published.
+
+        Raises:
             EntrostatError: the order starts from another version, or the one before failed between its steps.
             ConfigError: the order has fewer groups than `learner.minibatches`.
             NumericsError: the objective or its gradient is not finite; with one optimizer step per order the policy is
                 as before.
-            ResourceError: there is no room to publish the new version.
         """
-        began = time.perf_counter()
         self._check(order)
         after = PolicyVersion(branch=self.version.branch, step=self.version.step + 1)
         rate = learning_rate(after.step, self._stations.total_steps, self._settings)
@@ -139,18 +183,9 @@ class Trainer:
         )
         self._between_steps = False
         found = probe.make_probe(sequences, score(self._policy, sequences), before, self._tolerance)
-        manifest = self._publisher.publish(after, self._policy.named_tensors(), found)
-        phases = PhaseSeconds(
-            wait=wait,
-            fetch=fetch,
-            forward_backward=taken.gradient_seconds,
-            optimizer=taken.optimizer_seconds,
-            publish=time.perf_counter() - began - taken.gradient_seconds - taken.optimizer_seconds,
-        )
-        report = step_report(taken, order, groups, after=after, learning_rate=rate, phases=phases)
+        tensors = self._tensors()
         self.version = after
-        self._write_samples(order, groups, taken.tokens)
-        return StepOutcome(report=report, manifest=manifest)
+        return Made(version=after, taken=taken, rate=rate, tensors=tensors, probe=found)
 
     def save(self, folder: Path, controller: UInt8) -> None:
         """Commits a checkpoint of this version and the controller's snapshot frame `[bytes]`.
@@ -160,24 +195,36 @@ class Trainer:
             ResourceError: the disk is full, or can't be written.
         """
         self._check_whole()
+        commit(folder, self.version, self._policy, self._optimizer, controller)
 
-        def write(partial: Path) -> None:
-            self._policy.model.save_pretrained(partial / POLICY)
-            self._policy.tokenizer.save_pretrained(partial / POLICY)
-            torch.save({**self._optimizer.state(), "random": torch.get_rng_state()}, partial / OPTIMIZER)
-            (partial / CONTROLLER).write_bytes(controller.tobytes())
+    def save_part(self, folder: Path) -> None:
+        """Puts this rank's part into the checkpoint that the first rank commits.
 
-        try:
-            checkpoint.commit(folder, branch=self.version.branch, step=self.version.step, write=write)
-        except OSError as error:
-            raise ResourceError(
-                f"the checkpoint {folder} can't be written ({error.strerror or error}): free some of the disk, or keep "
-                "fewer checkpoints; the one before is untouched"
-            ) from error
+        Raises:
+            EntrostatError, ResourceError: as `save`.
+        """
+        self._check_whole()
+        save_state(checkpoint.partial(folder), self._policy, self._optimizer)
 
     def close(self) -> None:
         """Frees the published versions."""
-        self._publisher.close()
+        if self._publisher is not None:
+            self._publisher.close()
+
+    def _tensors(self) -> Mapping[str, Tensor]:
+        """What is published; on the first rank."""
+        if self._policy.ranks.alone:
+            return self._policy.named_tensors()
+        tensors = gather(self._policy)
+        return self._policy.as_saved(tensors) if tensors else tensors
+
+    def _published(self, version: PolicyVersion, tensors: Mapping[str, Tensor], found: Probe) -> WeightsManifest:
+        if self._publisher is None:
+            raise EntrostatError(
+                f"rank {self._policy.ranks.number} of the learner was asked to publish version {version}: only the "
+                "first does"
+            )
+        return self._publisher.publish(version, tensors, found)
 
     def _check_whole(self) -> None:
         if self._between_steps:
@@ -230,11 +277,12 @@ def chosen_device(settings: LearnerSettings) -> torch.device:
     return torch.device(wanted)
 
 
-def chosen_threads(stations: Stations, cores: int) -> int:
-    """`learner.threads`, or what the actors' engines leave of the machine's cores."""
+def chosen_threads(stations: Stations, cores: int, ranks: int = 1) -> int:
+    """`learner.threads`, or a rank's share of what the actors' engines leave of the machine's cores."""
     engine = stations.rollout.engine
     of_an_engine = engine.threads if isinstance(engine, VllmSettings) else 1
-    return stations.learner.threads or max(1, cores - stations.rollout.actors * of_an_engine)
+    left = cores - stations.rollout.actors * of_an_engine
+    return stations.learner.threads or max(1, left // ranks)
 
 
 def _publisher(stations: Stations, device: torch.device, shared_memory: Path) -> Publisher:
@@ -253,16 +301,3 @@ def _loaded(stations: Stations, checkpoint_folder: Path | None, device: torch.de
         device=device,
         gradient_checkpointing=stations.learner.gradient_checkpointing,
     )
-
-
-def _restore(path: Path, optimizer: Optimizer) -> None:
-    checkpoint.verify(path.parent)
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        optimizer.restore(state)
-        torch.set_rng_state(state["random"])
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointDamaged(
-            f"{path} does not hold an optimizer of this policy ({error}): the model or its dtype was changed since it "
-            "was saved. Resume with the settings of the run"
-        ) from error

@@ -20,6 +20,7 @@ gradient of ±β by chance.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 
@@ -55,6 +56,8 @@ def accumulate(
 ) -> Measured:
     """Adds the gradient of −J over all samples to the policy's parameters, micro-batch by micro-batch.
 
+    Every rank is given all samples, counts the denominators of all and computes its share; what is found is of all.
+
     Args:
         policy: the one to be updated.
         reference: where the KL term pulls to; needed when `kl_coefficient` is above 0.
@@ -71,13 +74,13 @@ def accumulate(
     if not count.response_tokens:
         raise NumericsError(f"{where}: the order holds no response token, so there is nothing to learn from")
     _check_coefficients(samples, where)
-    blocks = plan(policy, reference, samples, objective)
+    plans = plan(policy, reference, samples, objective)
     totals = torch.zeros(3, dtype=torch.float64, device=policy.device)
     cuts = torch.zeros(3, dtype=torch.int64, device=policy.device)
     pieces: list[PerToken] = []
-    for block in blocks:
+    for block in plans[policy.ranks.number]:
         ours, theirs = prompts_of(policy, block), None if reference is None else prompts_of(reference, block)
-        for chosen in block.batches:
+        for chosen, counts in block.rounds():
             batch = collate(chosen, block.prompts, device=policy.device, dtype=number(policy.dtype))
             pulled = None if reference is None else anchor(reference, theirs, batch, objective)
             now = evaluate(policy, ours, batch, objective)
@@ -85,19 +88,22 @@ def accumulate(
             if unmoved:
                 settled = replace(settled, logprob=now.logprob.detach())
             terms, cut = terms_of(now, settled, pulled, batch, objective, count)
-            (-terms.sum()).backward()
-            totals += terms.detach()
-            cuts += cut
-            pieces.append(observed(now, pulled, batch))
+            if counts:
+                (-terms.sum()).backward()
+                totals += terms.detach()
+                cuts += cut
+            else:
+                (0.0 * terms.sum()).backward()
+            pieces.append(observed(now, pulled, batch, counts=counts))
         if ours is not None:
             ours.backward()
-    tokens, clipped, capped = cuts.tolist()
+    tokens, clipped, capped = policy.ranks.total(cuts).tolist()
     return Measured(
-        terms=finite(totals.tolist(), where),
+        terms=finite(policy.ranks.total(totals).tolist(), where),
         cuts=Cuts(tokens=tokens, clipped=clipped, capped=capped),
-        tokens=joined(pieces),
+        tokens=joined(pieces, policy.ranks),
         denominators=count,
-        padding_share=padding_share(blocks),
+        padding_share=padding_share(chain.from_iterable(plans)),
     )
 
 

@@ -4,7 +4,17 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from entrostat.protocol.ranges import LARGEST, Count, CountOrZero, NonNegative, OpenShare, Positive, Settings, Share
+from entrostat.protocol.ranges import (
+    LARGEST,
+    Count,
+    CountOrZero,
+    NonNegative,
+    OpenShare,
+    Positive,
+    Seconds,
+    Settings,
+    Share,
+)
 
 
 class PpoClip(Settings, frozen=True, kw_only=True, tag_field="kind", tag="ppo_clip"):
@@ -64,7 +74,9 @@ class LearnerSettings(Settings, frozen=True, kw_only=True):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: CountOrZero = 0  # on a CPU; 0 takes the cores the actors leave
-    gpus: NonNegative = 1.0  # of Ray's GPUs, where there are any
+    gpus: NonNegative = 1.0  # of Ray's GPUs for each rank, where there are any
+    ranks: Count = 1  # processes that make each step together, each with its part of the weights
+    rank_seconds: Seconds = 300.0  # the longest one rank waits for another
     lr: Positive = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: CountOrZero = 0

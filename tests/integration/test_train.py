@@ -214,6 +214,33 @@ def test_a_killed_actor_is_replaced_and_training_goes_on(repository: Path, tmp_p
     assert json.loads((tmp_path / "run/summary.json").read_text())["actor_restarts"] == 1
 
 
+def test_two_ranks_train_and_the_run_goes_on_with_one(repository: Path, tmp_path: Path) -> None:
+    config = str(repository / "deploy/runs/simulated.toml")
+    settings = ["run.steps=3", "evaluation.tasks=[]", "learner.ranks=2"]
+    train(tmp_path, config, "--run", "run", *sets(settings))
+    saved = checkpoint.newest(tmp_path / "run/checkpoints")
+    assert saved is not None
+    assert {file.name for file in (saved / "optimizer").iterdir()} >= {".metadata", "__0_0.distcp", "__1_0.distcp"}
+    train(tmp_path, "--resume", "run", *sets(["run.steps=5"]))
+    train(tmp_path, "--resume", "run", *sets(["run.steps=7", "learner.ranks=1"]))
+    rows = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [(row.step, row.branch) for row in rows] == [(1, 0), (2, 0), (3, 0), (4, 1), (5, 1), (6, 2), (7, 2)]
+
+
+def test_a_rank_of_the_learner_that_dies_ends_the_run_by_name(repository: Path, tmp_path: Path) -> None:
+    config = str(repository / "deploy/runs/simulated.toml")
+    settings = ["run.steps=500", "evaluation.tasks=[]", "learner.ranks=2"]
+    with under_way(tmp_path, config, "--run", "run", *sets(settings)) as process:
+        below = psutil.Process(process.pid).children(recursive=True)
+        (follower,) = [one for one in below if one.name().startswith("ray::FollowerAc")]
+        began = time.monotonic()
+        follower.kill()
+        _, said = process.communicate(timeout=DEADLINE_SECONDS)
+    assert process.returncode == 1, said
+    assert "rank 1 of the learner died" in said
+    assert time.monotonic() - began < 60
+
+
 def test_a_run_killed_before_its_summary_is_finished_by_resuming(real_run: Path) -> None:
     (real_run / "summary.json").unlink()
     rows = read_metrics(real_run / "metrics.jsonl")

@@ -12,7 +12,7 @@ HOMES = {
     "vllm": ("actors/", "learner/nccl.py"),
     "torch": ("learner/", "actors/weight_plugin.py", "actors/nccl_buffer.py", "entrostat/sinks.py"),
     "ray": (
-        *("actors/handles.py", "actors/remote.py", "controller/remote.py", "learner/remote.py"),
+        *("actors/handles.py", "actors/remote.py", "controller/remote.py", "learner/remote.py", "learner/followers.py"),
         "entrostat/ray_calls.py",
     ),
     "prometheus_client": ("protocol/metrics.py",),

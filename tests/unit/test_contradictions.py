@@ -35,6 +35,14 @@ def file(tmp_path: Path) -> Path:
         (["learner.transport=nccl", "rollout.engine.kind=simulated"], '"nccl" needs a real engine'),
         (["learner.transport=nccl", "rollout.actors=2"], "sends to the GPUs of one actor"),
         (
+            ["learner.ranks=2", "learner.transport=ipc", "learner.device=cuda", "rollout.engine.kind=vllm"],
+            '[learner] ranks = 2, but transport = "ipc" is for one GPU',
+        ),
+        (
+            ["learner.ranks=2", "learner.rank_seconds=600"],
+            "[learner] rank_seconds = 600 is not below [run] stall_seconds = 600",
+        ),
+        (
             ["learner.transport=ipc", "rollout.actors=2"],
             '[rollout] actors = 2, but [learner] transport = "ipc" is for one GPU',
         ),

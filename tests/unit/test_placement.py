@@ -6,7 +6,7 @@ import pytest
 
 from entrostat.config import load, stations
 from entrostat.placement import gpu_shares
-from entrostat.protocol.errors import ResourceError
+from entrostat.protocol.errors import ConfigError, ResourceError
 from entrostat.protocol.settings import Stations
 
 
@@ -25,6 +25,22 @@ def test_what_computes_on_a_cpu_takes_none(repository: Path) -> None:
 
 def test_without_gpus_nobody_asks_for_one(repository: Path) -> None:
     assert gpu_shares(run_of(repository, "gsm8k-qwen3-0.6b.toml"), 0.0) == (0.0, 0.0)
+
+
+def test_each_rank_of_the_learner_takes_its_gpus(repository: Path) -> None:
+    shared = ("learner.transport=shared_memory", "rollout.gpus=1")
+    run = run_of(repository, "gsm8k-qwen3-0.6b.toml", "learner.ranks=3", "learner.gpus=1", *shared)
+    assert gpu_shares(run, 4.0) == (1.0, 1.0)
+    assert gpu_shares(run, 0.0) == (0.0, 0.0)
+    with pytest.raises(ResourceError, match=r"3 ranks of the learner \(1 each\) and 1 .* for 4 GPUs"):
+        gpu_shares(run, 3.0)
+
+
+def test_ranks_that_would_share_a_gpu_are_refused(repository: Path) -> None:
+    run = run_of(repository, "gsm8k-qwen3-0.6b.toml", "learner.ranks=2", "learner.transport=shared_memory")
+    with pytest.raises(ConfigError, match=r"learner\.ranks = 2 and learner\.gpus = 0\.5: NCCL lets no two"):
+        gpu_shares(run, 8.0)
+    assert gpu_shares(run, 0.0) == (0.0, 0.0)
 
 
 def test_more_than_there_is_is_refused_with_what_was_asked_for(repository: Path) -> None:
