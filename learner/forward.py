@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from entrostat.learner.batching import Block, MicroBatch, Sample, blocks
-from entrostat.learner.head import HeadOutput, head
+from entrostat.learner.head import fused_head
 from entrostat.learner.objective import Objective
 from entrostat.learner.policy import Policy
+from entrostat.learner.rows import HeadOutput
 from entrostat.learner.shared_prompt import SharedPrompts
 
 
@@ -43,7 +44,7 @@ def evaluate(policy: Policy, prompts: SharedPrompts | None, batch: MicroBatch, o
         hidden = policy.hidden(batch.tokens)
     else:
         hidden = policy.hidden_after(prompts, batch.prompt, batch.tokens)
-    return head(
+    return fused_head(
         hidden.flatten(0, 1).index_select(0, batch.positions),
         policy.head_weight,
         batch.targets,

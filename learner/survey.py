@@ -12,10 +12,10 @@ from torch import Tensor
 
 from entrostat.learner.batching import Denominators, MicroBatch, Sample, collate
 from entrostat.learner.forward import PerToken, anchor, evaluate, joined, number, observed, plan, prompts_of
-from entrostat.learner.head import HeadOutput
 from entrostat.learner.losses import is_clipped, with_entropy
 from entrostat.learner.objective import Objective
 from entrostat.learner.policy import Policy
+from entrostat.learner.rows import HeadOutput
 from entrostat.learner.selection import Mask, count_of, covariances, drawn, largest
 from entrostat.protocol.entropy_settings import TopEntropyTokens
 from entrostat.protocol.errors import NumericsError

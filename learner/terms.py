@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from entrostat.learner.batching import Denominators, MicroBatch
-from entrostat.learner.head import HeadOutput
 from entrostat.learner.losses import importance_weight, kl_to_reference, smoothed_entropy, surrogate, with_entropy
 from entrostat.learner.objective import Objective
+from entrostat.learner.rows import HeadOutput
 from entrostat.learner.survey import Settled
 from entrostat.protocol.entropy_settings import SmoothedTokens
 from entrostat.protocol.errors import NumericsError
