@@ -17,8 +17,8 @@ from entrostat.learner.entropy import (
     top_k_entropy,
     top_k_mass,
 )
-from entrostat.learner.head import HeadOutput
 from entrostat.learner.head import fused_head as head
+from entrostat.learner.rows import HeadOutput
 from entrostat.protocol.entropy_settings import (
     ClampedEntropy,
     EstimatorSettings,
@@ -97,7 +97,7 @@ def test_a_chunked_head_holds_no_more_logits_than_a_chunk(monkeypatch: pytest.Mo
     assert largest.elements == max(20 * 29, hidden.numel())
 
 
-class Largest(TorchDispatchMode):
+class Largest(TorchDispatchMode):  # type: ignore[misc]  # torch is not typed
     """The most elements that any tensor had that was made meanwhile."""
 
     elements = 0
