@@ -20,8 +20,8 @@ from entrostat.protocol.entropy_settings import EstimatorSettings, NucleusEntrop
 Floats = NDArray[Any]  # float32 or float64
 Ids = NDArray[np.int64]
 
-# A block's logits: with the two copies that are worked on they fit a core's second cache.
-BLOCK_ELEMENTS = 2**17
+# Logits at a time: smaller blocks would suit the caches, and are lost in threads that wait for each other.
+BLOCK_ELEMENTS = 2**18
 # nats: a log-probability at which exp is 0 in float64 too.
 IMPOSSIBLE = -1e4
 
@@ -36,14 +36,14 @@ def measure(logits: Tensor, targets: Tensor, estimator: Estimator) -> tuple[Head
     }
     found |= {"cut": np.full(rows, -np.inf, z.dtype), "last": np.full(rows, z.shape[1] - 1, np.int64)}
 
-    def block(part: slice) -> None:
-        measured = _of_drawn(z[part]) if estimator is None else _of_set(z[part], estimator)
+    def block(part: slice, desk: Desk) -> None:
+        measured = _of_drawn(z[part], desk) if estimator is None else _of_set(z[part], estimator, desk)
         for name, values in measured.items():
             found[name][part] = values
         own = np.take_along_axis(z[part], drawn[part, None], -1)[:, 0]
         found["logprob"][part] = own - found["log_total"][part]
 
-    _each(block, rows, z.shape[1])
+    _each(block, z)
     tensors = {name: torch.from_numpy(values) for name, values in found.items()}
     output = HeadOutput(**{name: tensors[name] for name in ("logprob", "entropy", "clamped_entropy", "clamped_mass")})
     kept = {name: tensors[name] for name in ("log_total", "log_kept", "cut", "last")}
@@ -58,60 +58,78 @@ def gradient_(logits: Tensor, targets: Tensor, rows: Rows, logprob: Tensor, entr
     # log π̃ = log π − ln κ, with κ the kept tokens' probability.
     log_share = log_kept - log_total
 
-    def block(part: slice) -> None:
-        some, factor = z[part], -g[part, None]
-        kept = _kept(some, cut[part], last[part]) if h[part].any() else None
-        np.subtract(some, log_total[part, None], out=some)
-        np.maximum(some, IMPOSSIBLE, out=some)
-        probability = np.exp(some)
-        if kept is not None:
-            # −g π − h π̃ (log π̃ + H̃) = π (slope · (log π − ln κ + H̃) · [kept] − g)
-            some += (held[part] - log_share[part])[:, None]
-            some *= (-h[part] * np.exp(-log_share[part]))[:, None]
+    def block(part: slice, desk: Desk) -> None:
+        acts = bool(h[part].any())
+        # −g π − h π̃ (log π̃ + H̃) = π (slope · log π + offset) · [kept] − g π
+        slope = -h[part, None] * np.exp(-log_share[part, None])
+        offset = slope * (held[part] - log_share[part])[:, None]
+        for start in range(0, z.shape[1], BLOCK_ELEMENTS):
+            some = z[part, start : start + BLOCK_ELEMENTS]
+            probability = desk.first[: some.shape[0], : some.shape[1]]
+            kept = _kept(some, cut[part], last[part] - start, desk) if acts else None
+            np.subtract(some, log_total[part, None], out=some)
+            _floor(some)
+            np.exp(some, out=probability)
+            if kept is None:
+                np.multiply(probability, -g[part, None], out=some)
+                continue
+            some *= slope
+            some += offset
             some *= kept
             some -= g[part, None]
-            factor = some
-        np.multiply(probability, factor, out=some)
-        some[np.arange(len(some)), drawn[part]] += g[part]
+            some *= probability
+        z[np.arange(part.start, part.stop), drawn[part]] += g[part]
 
-    _each(block, *z.shape)
+    _each(block, z)
 
 
-def _each(work: Callable[[slice], None], rows: int, vocabulary: int) -> None:
-    """The blocks of a chunk, side by side."""
-    size = max(1, BLOCK_ELEMENTS // vocabulary)
+class Desk:
+    """What a thread works on: memory that is there already, as new pages cost more than the arithmetic."""
+
+    def __init__(self, rows: int, vocabulary: int, kind: Any) -> None:
+        self.first, self.second = (np.empty((rows, vocabulary), kind) for _ in range(2))
+        self.mask = np.empty((rows, vocabulary), np.bool_)
+
+
+def _each(work: Callable[[slice, Desk], None], z: Floats) -> None:
+    """The blocks of a chunk, shared out over the threads."""
+    rows, vocabulary = z.shape
+    size = max(1, min(BLOCK_ELEMENTS // vocabulary, rows))
     parts = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-    threads = min(torch.get_num_threads(), len(parts))
+    threads = max(1, min(torch.get_num_threads(), len(parts)))
 
-    def quiet(part: slice) -> None:
+    def share(first: int) -> None:
+        desk = Desk(size, vocabulary, z.dtype)
         with np.errstate(invalid="ignore", divide="ignore"):  # what is not finite shows in the results
-            work(part)
+            for part in parts[first::threads]:
+                work(part, desk)
 
-    if threads <= 1:
-        for part in parts:
-            quiet(part)
+    if threads == 1:
+        share(0)
         return
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(quiet, parts):
+        for _ in pool.map(share, range(threads)):
             pass
 
 
-def _of_drawn(z: Floats) -> dict[str, Any]:
-    peak = z.max(-1)
-    return {"log_total": peak + np.log(np.exp(z - peak[:, None]).sum(-1))}
+def _of_drawn(z: Floats, desk: Desk) -> dict[str, Any]:
+    peak, weight = z.max(-1), desk.first[: len(z)]
+    np.subtract(z, peak[:, None], out=weight)
+    return {"log_total": peak + np.log(np.exp(weight, out=weight).sum(-1))}
 
 
-def _of_set(z: Floats, estimator: EstimatorSettings) -> dict[str, Any]:
+def _of_set(z: Floats, estimator: EstimatorSettings, desk: Desk) -> dict[str, Any]:
     """Everything of a block `[R, V]` besides the drawn tokens' log-probs."""
-    ranked, dropped = _ranked(z, estimator)
+    ranked, weight = desk.first[: len(z)], desk.second[: len(z)]
+    np.copyto(ranked, z)
+    dropped = _rank(ranked, estimator)
     cut, peak = ranked[np.arange(len(z)), dropped], ranked.max(-1)
-    surplus = (ranked >= cut[:, None]).sum(-1) - (z.shape[1] - dropped)
+    surplus = _surplus(ranked, cut, dropped)
     ranked -= peak[:, None]
-    # A token that can't be drawn enters with a finite factor: 0 · (−inf) is NaN.
-    np.maximum(ranked, IMPOSSIBLE, out=ranked)
-    weight = np.exp(ranked)
-    ranked *= weight
+    _floor(ranked)
+    np.exp(ranked, out=weight)
     outside, inside = _split(weight, dropped)
+    ranked *= weight
     outside_dot, inside_dot = _split(ranked, dropped)
     total = outside + inside
     return {
@@ -125,15 +143,17 @@ def _of_set(z: Floats, estimator: EstimatorSettings) -> dict[str, Any]:
     }
 
 
-def _ranked(z: Floats, estimator: EstimatorSettings) -> tuple[Floats, Ids]:
-    """A copy of the rows with the dropped logits first and the smallest kept one after them, and how many those are."""
+def _rank(z: Floats, estimator: EstimatorSettings) -> Ids:
+    """Brings each row's dropped logits to its front, the smallest kept one after them; returns how many those are."""
     dropped = dropped_tokens(estimator, z.shape[1])
     if isinstance(estimator, NucleusEntropy):
-        ranked = np.sort(z, axis=-1)
-        weight = np.exp(ranked[:, ::-1] - ranked[:, -1:]).cumsum(-1, dtype=np.float64)
+        z.sort(axis=-1)
+        weight = np.exp(z[:, ::-1] - z[:, -1:]).cumsum(-1, dtype=np.float64)
         short = (weight < estimator.mass * weight[:, -1:]).sum(-1)
-        return ranked, np.maximum(z.shape[1] - 1 - short, 0)
-    return np.partition(z, dropped, axis=-1) if dropped else z.copy(), np.full(len(z), dropped)
+        return np.maximum(z.shape[1] - 1 - short, 0)
+    if dropped:
+        z.partition(dropped, axis=-1)
+    return np.full(len(z), dropped)
 
 
 def _split(values: Floats, at: Ids) -> tuple[Floats, Floats]:
@@ -141,6 +161,21 @@ def _split(values: Floats, at: Ids) -> tuple[Floats, Floats]:
     starts = np.arange(len(values)) * values.shape[1]
     sums = np.add.reduceat(values.ravel(), np.stack([starts, starts + at], axis=1).ravel()).reshape(-1, 2)
     return np.where(at > 0, sums[:, 0], 0.0), sums[:, 1]
+
+
+def _floor(log_weight: Floats) -> None:
+    """A token that can't be drawn enters with a finite factor: 0 · (−inf) is NaN."""
+    if not log_weight.min() > IMPOSSIBLE:
+        np.maximum(log_weight, IMPOSSIBLE, out=log_weight)
+
+
+def _surplus(ranked: Floats, cut: Floats, dropped: Ids) -> Ids:
+    """How many of the dropped logits of each row are equal to the smallest that is kept, `[R]`."""
+    surplus = np.zeros(len(ranked), np.int64)
+    for row, end in enumerate(dropped):
+        if end and ranked[row, :end].max() == cut[row]:
+            surplus[row] = np.count_nonzero(ranked[row, :end] == cut[row])
+    return surplus
 
 
 def _last(z: Floats, cut: Floats, surplus: Ids) -> Ids:
@@ -151,9 +186,13 @@ def _last(z: Floats, cut: Floats, surplus: Ids) -> Ids:
     return last
 
 
-def _kept(z: Floats, cut: Floats, last: Ids) -> Floats:
+def _kept(z: Floats, cut: Floats, last: Ids, desk: Desk) -> Floats:
     """Which tokens are kept, `[R, V]`: 1 or 0."""
-    kept = z >= cut[:, None]
-    for row in np.flatnonzero(last < z.shape[1] - 1):
-        kept[row, last[row] + 1 :] &= z[row, last[row] + 1 :] > cut[row]
-    return kept.astype(z.dtype)
+    rows, vocabulary = z.shape
+    mask, kept = desk.mask[:rows, :vocabulary], desk.second[:rows, :vocabulary]
+    np.greater_equal(z, cut[:, None], out=mask)
+    for row in np.flatnonzero(last < vocabulary - 1):
+        beyond = slice(max(last[row] + 1, 0), None)
+        mask[row, beyond] &= z[row, beyond] > cut[row]
+    np.copyto(kept, mask)
+    return kept
