@@ -9,8 +9,9 @@ fast path.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,11 @@ from entrostat.learner.advantages import advantages_of, counting, shaped_rewards
 from entrostat.protocol.arrays import Float32, Int32
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import FINISHED_LENGTH, Group, OrderedGroup
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Columns = TypeVar("Columns", bound="DataclassInstance")
 
 PADDING_ID = 0  # any token will do: nothing reads what comes of it
 PROMPTS_SHARE = 0.5  # of the budget, at most, for a block's prompts: the rest is for the responses
@@ -82,8 +88,22 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Responses:
+    """What is known of response tokens beforehand, `[T]`, those of a micro-batch's rows one after another."""
+
+    behaviour: Tensor  # nats
+    advantage: Tensor
+    coefficient: Tensor
+    balance: Tensor
+    policy: Tensor  # bool: of samples in the policy term
+    counts: Tensor  # bool
+    row: Tensor  # int64, the sample's place in the micro-batch
+    sample: Tensor  # int64, Sample.index
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatch:
-    """`B` rows of tokens and `L` states each; all else is per response token, `[T]`, of all rows one after another.
+    """`B` rows of tokens and `L` states each, with T response tokens in all.
 
     A whole row has as many tokens as states; a row that goes on from a prompt has one token less, as its first state is
     the prompt's last. A row's last token is left out: nothing is predicted from it.
@@ -93,14 +113,7 @@ class MicroBatch:
     prompt: Tensor  # [B] int64 into Block.prompts; of whole rows, −1
     positions: Tensor  # [T] int64 into B·L: where the token's logits are computed
     targets: Tensor  # [T] int64
-    behaviour: Tensor  # [T] nats
-    advantage: Tensor  # [T]
-    coefficient: Tensor  # [T]
-    balance: Tensor  # [T]
-    policy: Tensor  # [T] bool: of samples in the policy term
-    counts: Tensor  # [T] bool
-    row: Tensor  # [T] int64, the sample's place in this micro-batch
-    sample: Tensor  # [T] int64, Sample.index
+    responses: Responses
 
 
 def flatten(
@@ -222,6 +235,11 @@ def padding_share(blocks: Iterable[Block]) -> float:
     return 1.0 - real / held if held else 0.0
 
 
+def part(columns: Columns, tokens: slice) -> Columns:
+    """Some of what is known of tokens: every field is `[T]`."""
+    return replace(columns, **{f.name: getattr(columns, f.name)[tokens] for f in fields(columns)})
+
+
 def collate(
     samples: Sequence[Sample], prompts: Sequence[Int32] = (), *, device: torch.device, dtype: torch.dtype
 ) -> MicroBatch:
@@ -249,12 +267,14 @@ def collate(
         prompt=torch.from_numpy(prompt).to(device),
         positions=torch.from_numpy(np.concatenate(positions)).to(device),
         targets=whole([sample.tokens[sample.prompt_length :] for sample in samples]),
-        behaviour=torch.from_numpy(np.concatenate([sample.behaviour for sample in samples])).to(device, dtype),
-        advantage=per_token([sample.advantage for sample in samples], dtype),
-        coefficient=per_token([sample.coefficient for sample in samples], dtype),
-        balance=per_token([sample.balance for sample in samples], dtype),
-        policy=per_token([sample.counts and sample.in_policy for sample in samples], torch.bool),
-        counts=per_token([sample.counts for sample in samples], torch.bool),
-        row=per_token(list(range(len(samples))), torch.int64),
-        sample=per_token([sample.index for sample in samples], torch.int64),
+        responses=Responses(
+            behaviour=torch.from_numpy(np.concatenate([sample.behaviour for sample in samples])).to(device, dtype),
+            advantage=per_token([sample.advantage for sample in samples], dtype),
+            coefficient=per_token([sample.coefficient for sample in samples], dtype),
+            balance=per_token([sample.balance for sample in samples], dtype),
+            policy=per_token([sample.counts and sample.in_policy for sample in samples], torch.bool),
+            counts=per_token([sample.counts for sample in samples], torch.bool),
+            row=per_token(list(range(len(samples))), torch.int64),
+            sample=per_token([sample.index for sample in samples], torch.int64),
+        ),
     )

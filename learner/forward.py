@@ -6,14 +6,16 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from entrostat.learner.batching import Block, MicroBatch, Sample, blocks
-from entrostat.learner.head import HeadOutput, head
+from entrostat.learner.batching import Block, MicroBatch, Responses, Sample, blocks
+from entrostat.learner.head import RowLoss, fused_head, fused_head_loss
 from entrostat.learner.losses import kl_to_reference
 from entrostat.learner.objective import Objective
 from entrostat.learner.policy import Policy
 from entrostat.learner.ranks import Ranks
+from entrostat.learner.rows import HeadOutput
 from entrostat.learner.shared_prompt import SharedPrompts
 from entrostat.learner.shares import in_step, shares
+from entrostat.protocol.learner_settings import Gspo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +48,8 @@ def prompts_of(policy: Policy, block: Block) -> SharedPrompts | None:
 
 def evaluate(policy: Policy, prompts: SharedPrompts | None, batch: MicroBatch, objective: Objective) -> HeadOutput:
     """Log-probs and entropies of the micro-batch's response tokens."""
-    if prompts is None:
-        hidden = policy.hidden(batch.tokens)
-    else:
-        hidden = policy.hidden_after(prompts, batch.prompt, batch.tokens)
-    return head(
-        hidden.flatten(0, 1).index_select(0, batch.positions),
+    return fused_head(
+        _states(policy, prompts, batch),
         policy.head_weight,
         batch.targets,
         temperature=objective.temperature,
@@ -60,22 +58,63 @@ def evaluate(policy: Policy, prompts: SharedPrompts | None, batch: MicroBatch, o
     )
 
 
+def learn(
+    policy: Policy, prompts: SharedPrompts | None, batch: MicroBatch, objective: Objective, loss: RowLoss
+) -> HeadOutput:
+    """`evaluate`, and the backward pass of a loss that is summed over the response tokens.
+
+    The loss is taken inside the head's chunks, unless a token's may depend on others of its sample.
+    """
+    if isinstance(objective.learner.loss, Gspo):
+        now = evaluate(policy, prompts, batch, objective)
+        loss(now, slice(None)).backward()
+        return now
+    value, now = fused_head_loss(
+        _states(policy, prompts, batch),
+        policy.head_weight,
+        batch.targets,
+        loss,
+        temperature=objective.temperature,
+        estimator=objective.estimator,
+        chunk_tokens=objective.learner.head_chunk_tokens,
+    )
+    value.backward()
+    return now
+
+
 def anchor(reference: Policy, prompts: SharedPrompts | None, batch: MicroBatch, objective: Objective) -> Tensor:
     """What the reference says of the drawn tokens: log π_ref, `[T]`, without gradient."""
     with torch.no_grad():
-        return evaluate(reference, prompts, batch, objective).logprob
+        said = fused_head(
+            _states(reference, prompts, batch),
+            reference.head_weight,
+            batch.targets,
+            temperature=objective.temperature,
+            estimator=None,
+            chunk_tokens=objective.learner.head_chunk_tokens,
+        )
+    return said.logprob
 
 
-def observed(now: HeadOutput, reference: Tensor | None, batch: MicroBatch, *, counts: bool = True) -> PerToken:
+def _states(policy: Policy, prompts: SharedPrompts | None, batch: MicroBatch) -> Tensor:
+    """`[T, D]`, those before the response tokens."""
+    if prompts is None:
+        hidden = policy.hidden(batch.tokens)
+    else:
+        hidden = policy.hidden_after(prompts, batch.prompt, batch.tokens)
+    return hidden.flatten(0, 1).index_select(0, batch.positions)
+
+
+def observed(now: HeadOutput, reference: Tensor | None, responses: Responses, *, counts: bool = True) -> PerToken:
     """The micro-batch's measurements, or none if nothing of it counts; `reference [T]` is log π_ref."""
     logprob = now.logprob.detach()
     found = PerToken(
-        sample=batch.sample,
+        sample=responses.sample,
         logprob=logprob,
         reference=logprob if reference is None else reference,
-        drift=(logprob - batch.behaviour).abs(),
+        drift=(logprob - responses.behaviour).abs(),
         # In float64: a single token that μ found very unlikely must not overflow.
-        drift_kl=kl_to_reference(batch.behaviour.double(), logprob.double()),
+        drift_kl=kl_to_reference(responses.behaviour.double(), logprob.double()),
         entropy=now.entropy.detach(),
         clamped_entropy=now.clamped_entropy.detach(),
         clamped_mass=now.clamped_mass.detach(),

@@ -1,88 +1,242 @@
-"""From hidden states to what the losses need, in chunks of rows, so that `T × V` logits are never held at once."""
+"""From hidden states to what the losses need, in chunks of rows: `T × V` logits are never held at once.
 
-from dataclasses import dataclass
+Two forms. `fused_head` is differentiable like any function; its backward pass computes each chunk's logits again, which
+makes four products with the head's weight. `fused_head_loss` is given the loss, as a function of a chunk's rows, takes
+each chunk's gradient while its logits are there, and makes three; losses that look across rows can't use it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
-from entrostat.learner.entropy import entropy_within, mass_outside
-from entrostat.learner.token_sets import TokenSet, kept_tokens, nucleus_tokens, top_k_tokens
-from entrostat.protocol.entropy_settings import (
-    ClampedEntropy,
-    EstimatorSettings,
-    FullEntropy,
-    NucleusEntropy,
-    TopKEntropy,
-)
+from entrostat.learner import rows_cpu
+from entrostat.learner.rows import Estimator, HeadOutput, Kernels, Rows, joined
 
-# Up to so many logits (64 MiB in float32) the forward pass keeps them: computing them twice costs more than it saves.
+# Up to so many logits (64 MiB in float32) `fused_head` keeps them for its backward pass, which then saves a product.
 KEPT_LOGITS = 2**24
+# Rows of the weight whose gradient is made at a time where the head computes in half precision.
+SLAB = 2**13
+
+OUTPUTS = ("logprob", "clamped_entropy", "entropy", "clamped_mass")
+
+RowLoss = Callable[[HeadOutput, slice], Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadOutput:
-    """Per response token, `[T]`, at the temperature asked for.
-
-    `clamped_entropy` is the entropy the bonus acts on, whatever the estimator, and carries a gradient; with `full` it
-    is H itself and the clamped mass is 0. `entropy` and `clamped_mass` are measurements, without gradient.
-    """
-
-    logprob: Tensor  # nats, of the targets
-    entropy: Tensor  # H, nats
-    clamped_entropy: Tensor  # H̃, nats
-    clamped_mass: Tensor  # probability of the tokens outside the estimator's set
-
-
-def head(
+def fused_head(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     *,
     temperature: float,
-    estimator: EstimatorSettings,
+    estimator: Estimator,
     chunk_tokens: int,
 ) -> HeadOutput:
     """`hidden [T, D]`, `weight [V, D]`, `targets [T] int64` → what `softmax(hidden · weightᵀ / temperature)` is like.
 
-    At most `chunk_tokens` rows of logits live at a time; the backward pass computes each chunk's logits again.
+    `logprob` and `clamped_entropy` have gradients, for any weights per token. At most `chunk_tokens` rows of logits
+    live at a time. Sums are in float32 for half precision, else in the inputs' own.
     """
-    rows = hidden.shape[0]
-    if rows <= chunk_tokens or rows * weight.shape[0] <= KEPT_LOGITS:
-        return HeadOutput(**_rows(hidden, weight, targets, temperature, estimator))
-    chunks = [
-        checkpoint(_rows, some, weight, wanted, temperature, estimator, use_reentrant=False, preserve_rng_state=False)
-        for some, wanted in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
-    ]
-    return HeadOutput(**{name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]})
+    columns = _Head.apply(hidden, weight, targets, temperature, estimator, chunk_tokens)
+    return HeadOutput(**dict(zip(OUTPUTS, columns, strict=True)))
 
 
-def _rows(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, estimator: EstimatorSettings
-) -> dict[str, Tensor]:
-    logits = linear(hidden, weight)
-    # Half precision is too coarse for sums over a vocabulary.
-    logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
-    logprob = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
-    kept = _kept(logits, estimator)
-    clamped = entropy_within(logits, kept)
-    return {
-        "logprob": logprob,
-        "entropy": clamped.detach() if kept is None else entropy_within(logits.detach(), None),
-        "clamped_entropy": clamped,
-        "clamped_mass": mass_outside(logits, kept),
-    }
+def fused_head_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    loss: RowLoss,
+    *,
+    temperature: float,
+    estimator: Estimator,
+    chunk_tokens: int,
+) -> tuple[Tensor, HeadOutput]:
+    """The sum of a loss over all rows, differentiable once, and what was measured, without gradient.
+
+    Args:
+        hidden: `[T, D]`.
+        weight: `[V, D]`.
+        targets: `[T] int64`.
+        loss: from a chunk's measurements and its place among the T rows, `[C]` or their sum. Called once a chunk, in
+            order; a row's share may depend on the rows of its chunk at most.
+        temperature: what logits are divided by.
+        estimator: of the entropy; None where only log-probs are read.
+        chunk_tokens: rows of logits that live at a time.
+    """
+    total, *columns = _Loss.apply(hidden, weight, targets, loss, temperature, estimator, chunk_tokens)
+    return total, HeadOutput(**dict(zip(OUTPUTS, columns, strict=True)))
 
 
-def _kept(logits: Tensor, estimator: EstimatorSettings) -> TokenSet:
-    """The tokens the bonus' entropy is taken over."""
-    match estimator:
-        case FullEntropy():
-            return None
-        case ClampedEntropy(drop_fraction=drop_fraction):
-            return kept_tokens(logits, drop_fraction)
-        case TopKEntropy(k=k):
-            return top_k_tokens(logits, k)
-        case NucleusEntropy(mass=mass):
-            return nucleus_tokens(logits, mass)
+class _Head(torch.autograd.Function):  # type: ignore[misc]  # torch is not typed
+    """`OUTPUTS`, `[T]` each; the first two have gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        estimator: Estimator,
+        chunk_tokens: int,
+    ) -> tuple[Tensor, ...]:
+        chunks = _Chunks(hidden, weight, temperature, chunk_tokens)
+        keep = any(ctx.needs_input_grad) and hidden.shape[0] * weight.shape[0] <= KEPT_LOGITS
+        measured, kept = [], []
+        for chunk in chunks:
+            z = chunks.logits(chunk, fresh=keep)
+            measured.append(kernels(z).measure(z, targets[chunk], estimator))
+            kept += [z] if keep else []
+        output = joined([one for one, _ in measured])
+        ctx.rows, ctx.kept = [rows for _, rows in measured], kept
+        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.mark_non_differentiable(output.entropy, output.clamped_mass)
+        return tuple(getattr(output, name) for name in OUTPUTS)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]  # torch is not typed
+    def backward(ctx: Any, logprob: Tensor, entropy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets = ctx.saved_tensors
+        chunks = _Chunks(hidden, weight, ctx.temperature, ctx.chunk_tokens)
+        gradient = _Gradient(hidden, weight, ctx.needs_input_grad)
+        kept, ctx.kept = ctx.kept, []  # gradients take their place
+        for i, chunk in enumerate(chunks):
+            z = kept[i] if kept else chunks.logits(chunk)
+            chunks.gradient_(z, targets[chunk], ctx.rows[i], logprob[chunk], entropy[chunk])
+            gradient.add(z, chunk)
+        return gradient.hidden, gradient.of_weight(), None, None, None, None
+
+
+class _Loss(torch.autograd.Function):  # type: ignore[misc]  # torch is not typed
+    """The sum of the loss, and `OUTPUTS` without gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        loss: RowLoss,
+        temperature: float,
+        estimator: Estimator,
+        chunk_tokens: int,
+    ) -> tuple[Tensor, ...]:
+        chunks = _Chunks(hidden, weight, temperature, chunk_tokens)
+        gradient = _Gradient(hidden, weight, ctx.needs_input_grad)
+        outputs: list[HeadOutput] = []
+        total = hidden.new_zeros((), dtype=torch.float64)
+        for chunk in chunks:
+            z = chunks.logits(chunk)
+            output, rows = kernels(z).measure(z, targets[chunk], estimator)
+            outputs.append(output)
+            value, logprob, entropy = _loss_of(loss, output, chunk)
+            total += value
+            if any(ctx.needs_input_grad):
+                chunks.gradient_(z, targets[chunk], rows, logprob, entropy)
+                gradient.add(z, chunk)
+        output = joined(outputs)
+        ctx.gradients = (gradient.hidden, gradient.of_weight())
+        columns = tuple(getattr(output, name) for name in OUTPUTS)
+        ctx.mark_non_differentiable(*columns)
+        return total, *columns
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]  # torch is not typed
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        (hidden, weight), ctx.gradients = ctx.gradients, None
+        if scale.is_cuda or scale.item() != 1.0:
+            for gradient in (hidden, weight):
+                if gradient is not None:
+                    gradient *= scale.to(gradient.dtype)
+        return hidden, weight, None, None, None, None, None
+
+
+def _loss_of(loss: RowLoss, output: HeadOutput, chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """The chunk's loss, and what it asks of each row's log-prob and entropy, `[C]`."""
+    leaves = [output.logprob.detach().requires_grad_(), output.clamped_entropy.detach().requires_grad_()]
+    with torch.enable_grad():
+        value = loss(replace(output, logprob=leaves[0], clamped_entropy=leaves[1]), chunk).sum()
+    asked = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else (None, None)
+    logprob, entropy = (torch.zeros_like(leaf) if one is None else one for one, leaf in zip(asked, leaves, strict=True))
+    return value.detach(), logprob, entropy
+
+
+class _Chunks:
+    """The head's logits, a chunk at a time, all in one place unless asked otherwise."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, temperature: float, chunk_tokens: int) -> None:
+        self._hidden, self._weight, self._temperature = hidden, weight, temperature
+        self._size = min(chunk_tokens, len(hidden)) or 1
+        self._place: Tensor | None = None
+
+    def __iter__(self) -> Iterator[slice]:
+        """Where the chunks are; one, which is empty, where there are no rows."""
+        for start in range(0, len(self._hidden) or 1, self._size):
+            yield slice(start, min(start + self._size, len(self._hidden)))
+
+    def logits(self, chunk: slice, *, fresh: bool = False) -> Tensor:
+        """`[C, V]` at the temperature; valid until the next call unless `fresh`."""
+        if self._place is None or fresh:
+            self._place = self._hidden.new_empty(self._size, len(self._weight), dtype=_precise(self._hidden.dtype))
+        some = self._hidden[chunk]
+        logits = self._place[: len(some)]
+        _product(some, self._weight.t(), logits)
+        return logits if self._temperature == 1.0 else logits.div_(self._temperature)
+
+    def gradient_(self, logits: Tensor, targets: Tensor, rows: Rows, logprob: Tensor, entropy: Tensor) -> None:
+        """The gradient with respect to the product itself, in the logits' place."""
+        kernels(logits).gradient_(logits, targets, rows, logprob / self._temperature, entropy / self._temperature)
+
+
+class _Gradient:
+    """What the chunks add up to: `[T, D]` and `[V, D]`, the latter in float32 until it is read."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, needed: Sequence[bool]) -> None:
+        self._inputs, self._weights = hidden, weight
+        self.hidden = torch.empty_like(hidden) if needed[0] else None
+        self._weight = torch.zeros_like(weight, dtype=_precise(weight.dtype)) if needed[1] else None
+
+    def add(self, logits: Tensor, chunk: slice) -> None:
+        """The chunk's, from `∂/∂(hidden · weightᵀ)` `[C, V]`."""
+        asked = logits.to(self._weights.dtype)
+        if self.hidden is not None:
+            torch.mm(asked, self._weights, out=self.hidden[chunk])
+        if self._weight is None:
+            return
+        if asked.dtype == self._weight.dtype:
+            self._weight.addmm_(asked.t(), self._inputs[chunk])
+            return
+        for start in range(0, len(self._weight), SLAB):
+            slab = slice(start, start + SLAB)
+            self._weight[slab] += torch.mm(asked[:, slab].t(), self._inputs[chunk])
+
+    def of_weight(self) -> Tensor | None:
+        """`[V, D]` in the weight's precision."""
+        return None if self._weight is None else self._weight.to(self._weights.dtype)
+
+
+def kernels(logits: Tensor) -> Kernels:
+    """Those of the device that the logits are on."""
+    if logits.is_cuda:
+        from entrostat.learner import rows_cuda  # triton is not there without a GPU
+
+        return rows_cuda
+    return rows_cpu
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    """Half precision is too coarse for sums over a vocabulary."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    if left.dtype == out.dtype:
+        torch.mm(left, right, out=out)
+    elif left.is_cuda:
+        torch.mm(left, right, out_dtype=out.dtype, out=out)
+    else:
+        out.copy_(torch.mm(left, right))

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entrostat.learner.batching import Denominators, MicroBatch, Sample, collate
+from entrostat.learner.batching import Denominators, Responses, Sample, collate
 from entrostat.learner.forward import PerToken, anchor, evaluate, joined, number, observed, plan, prompts_of
-from entrostat.learner.head import HeadOutput
 from entrostat.learner.losses import is_clipped, with_entropy
 from entrostat.learner.objective import Objective
 from entrostat.learner.policy import Policy
+from entrostat.learner.rows import HeadOutput
 from entrostat.learner.selection import Mask, count_of, covariances, drawn, largest
 from entrostat.protocol.entropy_settings import TopEntropyTokens
 from entrostat.protocol.errors import NumericsError
@@ -61,14 +61,14 @@ class Survey:
         )
 
 
-def settled_by(now: HeadOutput, batch: MicroBatch) -> Settled:
+def settled_by(now: HeadOutput, responses: Responses) -> Settled:
     """What the gradient pass itself settles where there is one step and nothing is chosen from the whole order."""
     return Settled(
         logprob=now.logprob.detach(),
         entropy=now.entropy.detach(),
-        policy=batch.policy,
-        bonus=batch.counts,
-        singled_out=torch.zeros_like(batch.counts),
+        policy=responses.policy,
+        bonus=responses.counts,
+        singled_out=torch.zeros_like(responses.counts),
     )
 
 
@@ -107,7 +107,8 @@ def _measured(
             for chosen, counts in block.rounds():
                 batch = collate(chosen, block.prompts, device=policy.device, dtype=number(policy.dtype))
                 pulled = None if reference is None else anchor(reference, theirs, batch, objective)
-                pieces.append(observed(evaluate(policy, ours, batch, objective), pulled, batch, counts=counts))
+                now = evaluate(policy, ours, batch, objective)
+                pieces.append(observed(now, pulled, batch.responses, counts=counts))
     if not pieces:
         raise NumericsError(f"{where}: the order holds no response token, so there is nothing to learn from")
     found = joined(pieces, policy.ranks)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from entrostat.learner.batching import Denominators, MicroBatch
-from entrostat.learner.head import HeadOutput
+from entrostat.learner.batching import Denominators, Responses
 from entrostat.learner.losses import importance_weight, kl_to_reference, smoothed_entropy, surrogate, with_entropy
 from entrostat.learner.objective import Objective
+from entrostat.learner.rows import HeadOutput
 from entrostat.learner.survey import Settled
 from entrostat.protocol.entropy_settings import SmoothedTokens
 from entrostat.protocol.errors import NumericsError
@@ -43,27 +43,28 @@ def terms_of(
     now: HeadOutput,
     settled: Settled,
     reference: Tensor | None,
-    batch: MicroBatch,
+    responses: Responses,
+    shares: Tensor,
     objective: Objective,
     count: Denominators,
 ) -> tuple[Tensor, Tensor]:
-    """The micro-batch's share of J's terms `[policy, bonus, kl]` and of `[tokens, clipped, capped]`.
+    """What these tokens add to J's terms `[policy, bonus, kl]` and to `[tokens, clipped, capped]`.
 
-    `reference [T]` is log π_ref.
+    `reference [T]` is log π_ref, `shares [T]` as `shares_of` has them. Only GSPO's value of a token depends on others,
+    those of its sample, which must all be there.
     """
     settings = objective.learner
-    values, clipped, capped = _policy_values(now, settled, batch, settings)
+    values, clipped, capped = _policy_values(now, settled, responses, settings)
     kl = torch.zeros_like(settled.logprob) if reference is None else kl_to_reference(now.logprob, reference)
     bonus = now.clamped_entropy
     if isinstance(objective.tokens, SmoothedTokens):
         bonus = smoothed_entropy(bonus, objective.usual_entropy, objective.tokens)
-    bonus = torch.where(settled.bonus, batch.coefficient * bonus, torch.zeros_like(bonus))
-    limit = objective.response_limit
+    bonus = torch.where(settled.bonus, responses.coefficient * bonus, torch.zeros_like(bonus))
     terms = torch.stack(
         [
-            reduced(values, settled.policy, batch.row, settings, count, limit),
+            _added(values, shares),
             bonus.sum() / count.response_tokens,
-            -settings.kl_coefficient * reduced(kl, settled.policy, batch.row, settings, count, limit),
+            -settings.kl_coefficient * _added(kl, shares),
         ]
     )
     cuts = torch.stack([settled.policy, clipped & settled.policy, capped & settled.policy]).sum(1)
@@ -71,39 +72,43 @@ def terms_of(
 
 
 def _policy_values(
-    now: HeadOutput, settled: Settled, batch: MicroBatch, settings: LearnerSettings
+    now: HeadOutput, settled: Settled, responses: Responses, settings: LearnerSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`ω · balance · loss`, where the loss was clipped and where ω was cut, each `[T]`."""
-    advantage = batch.advantage
+    advantage = responses.advantage
     if settings.entropy_advantage:
         advantage = with_entropy(
             advantage, settled.entropy, settings.entropy_advantage, settings.entropy_advantage_bound
         )
     weighted = settings.proximal == "learner" and settings.importance_cap > 0.0
-    proximal = settled.logprob if settings.proximal == "learner" else batch.behaviour
-    values, clipped = surrogate(settings.loss, now.logprob, proximal, advantage, batch.row, settled.singled_out)
-    weight = importance_weight(proximal, batch.behaviour, settings.importance_cap if weighted else 0.0)
+    proximal = settled.logprob if settings.proximal == "learner" else responses.behaviour
+    values, clipped = surrogate(settings.loss, now.logprob, proximal, advantage, responses.row, settled.singled_out)
+    weight = importance_weight(proximal, responses.behaviour, settings.importance_cap if weighted else 0.0)
     limit = math.log(settings.importance_cap) if weighted else math.inf
-    return weight * batch.balance * values, clipped, proximal - batch.behaviour > limit
+    return weight * responses.balance * values, clipped, proximal - responses.behaviour > limit
 
 
-def reduced(
-    values: Tensor, mask: Tensor, row: Tensor, settings: LearnerSettings, count: Denominators, limit: int
-) -> Tensor:
-    """The micro-batch's share of the aggregate over the tokens in `mask`, for the whole step.
+def shares_of(mask: Tensor, row: Tensor, settings: LearnerSettings, count: Denominators, limit: int) -> Tensor:
+    """What each token's value counts for in the aggregate over the tokens in `mask`, for the whole step, `[T]`.
 
     `token_mean` is Σ/N_A (DAPO); `sequence_mean` the mean over the samples of their tokens' means (GRPO, GSPO);
-    `fixed_length` Σ over samples × `limit` (Dr.GRPO). Samples are those with a token in the policy term.
+    `fixed_length` Σ over samples × `limit` (Dr.GRPO). Samples are those with a token in the policy term, and each is
+    here whole: `row [T]` says which a token is of.
     """
-    values = torch.where(mask, values, torch.zeros_like(values))
     # With every sample rejected each sum is 0.
-    if settings.aggregation == "token_mean":
-        return values.sum() / max(count.policy_tokens, 1)
     samples = max(count.policy_samples, 1)
-    if settings.aggregation == "fixed_length":
-        return values.sum() / (samples * limit)
-    lengths = torch.bincount(row[mask], minlength=int(row.max()) + 1).clamp(min=1)
-    return (values / lengths[row]).sum() / samples
+    if settings.aggregation == "token_mean":
+        divisor = torch.full_like(row, max(count.policy_tokens, 1))
+    elif settings.aggregation == "fixed_length":
+        divisor = torch.full_like(row, samples * limit)
+    else:
+        divisor = torch.bincount(row[mask], minlength=int(row.max()) + 1).clamp(min=1)[row] * samples
+    return mask / divisor.double()
+
+
+def _added(values: Tensor, shares: Tensor) -> Tensor:
+    # A token that doesn't count may have any value, NaN too.
+    return (torch.where(shares > 0, values, torch.zeros_like(values)) * shares.to(values.dtype)).sum()
 
 
 def finite(totals: list[float], where: str) -> Terms:

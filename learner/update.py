@@ -23,13 +23,15 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
+from torch import Tensor
 
-from entrostat.learner.batching import Denominators, Sample, collate, denominators, padding_share
-from entrostat.learner.forward import PerToken, anchor, evaluate, joined, number, observed, plan, prompts_of
+from entrostat.learner.batching import Denominators, Responses, Sample, collate, denominators, padding_share, part
+from entrostat.learner.forward import PerToken, anchor, joined, learn, number, observed, plan, prompts_of
 from entrostat.learner.objective import Objective
 from entrostat.learner.policy import Policy
-from entrostat.learner.survey import Survey, settled_by
-from entrostat.learner.terms import Cuts, Terms, finite, terms_of
+from entrostat.learner.rows import HeadOutput
+from entrostat.learner.survey import Settled, Survey, settled_by
+from entrostat.learner.terms import Cuts, Terms, finite, shares_of, terms_of
 from entrostat.protocol.errors import NumericsError
 
 
@@ -83,18 +85,12 @@ def accumulate(
         for chosen, counts in block.rounds():
             batch = collate(chosen, block.prompts, device=policy.device, dtype=number(policy.dtype))
             pulled = None if reference is None else anchor(reference, theirs, batch, objective)
-            now = evaluate(policy, ours, batch, objective)
-            settled = settled_by(now, batch) if survey is None else survey.settled_of(chosen, policy.device)
-            if unmoved:
-                settled = replace(settled, logprob=now.logprob.detach())
-            terms, cut = terms_of(now, settled, pulled, batch, objective, count)
-            if counts:
-                (-terms.sum()).backward()
-                totals += terms.detach()
-                cuts += cut
-            else:
-                (0.0 * terms.sum()).backward()
-            pieces.append(observed(now, pulled, batch, counts=counts))
+            settled = None if survey is None else survey.settled_of(chosen, policy.device)
+            loss = _Loss(objective, count, batch.responses, settled, pulled, unmoved=unmoved, counts=counts)
+            now = learn(policy, ours, batch, objective, loss)
+            totals += loss.terms
+            cuts += loss.cuts
+            pieces.append(observed(now, pulled, batch.responses, counts=counts))
         if ours is not None:
             ours.backward()
     tokens, clipped, capped = policy.ranks.total(cuts).tolist()
@@ -105,6 +101,43 @@ def accumulate(
         denominators=count,
         padding_share=padding_share(chain.from_iterable(plans)),
     )
+
+
+class _Loss:
+    """−J of a micro-batch, some of its response tokens at a time, and what its terms add up to."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        count: Denominators,
+        responses: Responses,
+        settled: Settled | None,
+        reference: Tensor | None,
+        *,
+        unmoved: bool,
+        counts: bool,
+    ) -> None:
+        self._objective, self._count, self._responses = objective, count, responses
+        self._settled, self._reference = settled, reference
+        self._unmoved, self._counts = unmoved, counts
+        mask = responses.policy if settled is None else settled.policy
+        self._shares = shares_of(mask, responses.row, objective.learner, count, objective.response_limit)
+        self.terms = torch.zeros(3, dtype=torch.float64, device=mask.device)
+        self.cuts = torch.zeros(3, dtype=torch.int64, device=mask.device)
+
+    def __call__(self, now: HeadOutput, tokens: slice) -> Tensor:
+        """The loss of these tokens, summed."""
+        responses = part(self._responses, tokens)
+        settled = settled_by(now, responses) if self._settled is None else part(self._settled, tokens)
+        if self._unmoved:
+            settled = replace(settled, logprob=now.logprob.detach())
+        reference = None if self._reference is None else self._reference[tokens]
+        terms, cuts = terms_of(now, settled, reference, responses, self._shares[tokens], self._objective, self._count)
+        if not self._counts:
+            return 0.0 * terms.sum()
+        self.terms += terms.detach()
+        self.cuts += cuts
+        return -terms.sum()
 
 
 def _check_coefficients(samples: Sequence[Sample], where: str) -> None:

@@ -120,10 +120,10 @@ def test_every_response_token_is_predicted_from_the_token_before_it() -> None:
     before = batch.tokens.flatten()[batch.positions]
     assert (batch.targets - before).tolist() == [1] * 7
     assert batch.targets.tolist() == [103, 104, 105, 106, 202, 305, 306]
-    assert batch.sample.tolist() == [1, 1, 1, 1, 2, 3, 3]
-    assert batch.advantage.tolist() == [1.0] * 4 + [2.0] + [3.0] * 2
-    assert batch.coefficient.tolist() == [0.5] * 4 + [1.0] + [1.5] * 2
-    assert batch.behaviour.tolist() == [-1.0, 0.0, 1.0, 2.0, -2.0, -3.0, -2.0]
+    assert batch.responses.sample.tolist() == [1, 1, 1, 1, 2, 3, 3]
+    assert batch.responses.advantage.tolist() == [1.0] * 4 + [2.0] + [3.0] * 2
+    assert batch.responses.coefficient.tolist() == [0.5] * 4 + [1.0] + [1.5] * 2
+    assert batch.responses.behaviour.tolist() == [-1.0, 0.0, 1.0, 2.0, -2.0, -3.0, -2.0]
 
 
 def test_denominators_count_rejected_samples_only_in_the_entropy_term() -> None:

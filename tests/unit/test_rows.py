@@ -1,198 +1,184 @@
-"""What a run writes down, and what it comes to."""
+"""A chunk's rows, on the CPU and by the GPU's kernels in Triton's interpreter, against the plain definitions."""
 
+import importlib
 import math
 import sys
-from math import comb
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Literal
+from collections.abc import Iterator
 
-import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from entrostat import directory as directories
-from entrostat import sinks, summary
-from entrostat.calibration import entropies
-from entrostat.controller.state import Controller
-from entrostat.controller.thermometer import driving_estimator
-from entrostat.protocol.entropy_settings import EntropySettings
-from entrostat.protocol.errors import RunDirectoryError
-from entrostat.protocol.messages import ControllerView, EvaluationResult, PolicyVersion, StepReport
-from entrostat.protocol.moments import Moments
-from entrostat.rows import MetricsRow, evaluation_row, metrics_row, pass_at, read_metrics
-from tests.made_messages import Scene, plain_report, run_of, scene, step_of
-from tests.made_rows import evaluation_row as made_evaluation
-from tests.made_rows import metrics_row as made_row
+from entrostat.learner import rows_cpu
+from entrostat.learner.entropy import entropy_within, full_entropy, mass_outside
+from entrostat.learner.rows import Estimator, Kernels
+from entrostat.learner.token_sets import FewTokens, TokenSet, kept_tokens, nucleus_tokens, top_k_tokens
+from entrostat.protocol.entropy_settings import ClampedEntropy, FullEntropy, NucleusEntropy, TopKEntropy
+from entrostat.protocol.errors import ConfigError
 
-
-@given(samples=st.integers(1, 12), data=st.data())
-def test_pass_at_k_is_the_closed_form(samples: int, data: st.DataObject) -> None:
-    k = data.draw(st.integers(1, samples))
-    correct = data.draw(st.lists(st.integers(0, samples), min_size=1, max_size=6))
-    exact = np.mean([1 - comb(samples - c, k) / comb(samples, k) for c in correct])
-    assert pass_at(k, np.array(correct), samples) == pytest.approx(exact, abs=1e-12)
+ESTIMATORS: tuple[Estimator, ...] = (
+    ClampedEntropy(drop_fraction=0.3),
+    ClampedEntropy(drop_fraction=0.99),
+    FullEntropy(),
+    TopKEntropy(k=4),
+    NucleusEntropy(mass=0.7),
+)
+GPU_MODULES = ("entrostat.learner.cuts_cuda", "entrostat.learner.rows_cuda")
 
 
-def result(levels: tuple[str, ...], correct: tuple[int, ...], samples: int = 8) -> EvaluationResult:
-    return EvaluationResult(
-        version=PolicyVersion(branch=0, step=3),
-        levels=levels,
-        correct=correct,
-        samples=samples,
-        mean_tokens=10.0,
-        surprise=Moments(count=1, mean=0.2),
-        statuses=(0, 0, 0, 0, 0),
-        seconds=1.0,
-    )
+@pytest.fixture(scope="module", params=["cpu", "interpreted"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    """Each implementation; Triton looks at its setting when a kernel is defined."""
+    if request.param == "cpu":
+        yield rows_cpu
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        for name in GPU_MODULES:
+            patch.delitem(sys.modules, name, raising=False)
+        with np.errstate(all="ignore"):  # the interpreter computes with numpy
+            yield importlib.import_module(GPU_MODULES[-1])
+        for name in GPU_MODULES:
+            sys.modules.pop(name)
 
 
-def test_only_trained_levels_make_the_score() -> None:
-    row = evaluation_row(result(("easy", "hard", "hard"), (8, 0, 0)), frozenset({"easy"}))
-    assert (row.pass_at_1, row.pass_at_8, row.prompts) == (1.0, 1.0, 1)
-    assert [(level.level, level.trained, level.pass_at_1) for level in row.levels] == [
-        ("easy", True, 1.0),
-        ("hard", False, 0.0),
-    ]
+def made(rows: int, vocabulary: int, *, steps: float = 0.0, seed: int = 3) -> tuple[Tensor, Tensor]:
+    """Logits, in multiples of `steps` where it is above 0, and targets."""
+    random = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, vocabulary, generator=random) * 2.0
+    return (logits / steps).round() * steps if steps else logits, torch.randint(vocabulary, (rows,), generator=random)
 
 
-def test_without_a_trained_level_all_count() -> None:
-    assert evaluation_row(result(("a", "b"), (8, 0)), frozenset({"c"})).pass_at_1 == 0.5
+def set_of(logits: Tensor, estimator: Estimator) -> TokenSet:
+    match estimator:
+        case ClampedEntropy(drop_fraction=fraction):
+            return kept_tokens(logits, fraction)
+        case TopKEntropy(k=k):
+            return top_k_tokens(logits, k)
+        case NucleusEntropy(mass=mass):
+            return nucleus_tokens(logits, mass)
+        case _:
+            return None
 
 
-def test_fewer_than_eight_samples_give_no_pass_at_8() -> None:
-    assert evaluation_row(result(("a",), (2,), samples=4), frozenset()).pass_at_8 is None
+def check(kernels: Kernels, logits: Tensor, targets: Tensor, estimator: Estimator) -> None:
+    """Measurements and gradient against autograd through the definitions, in float64."""
+    kept = set_of(logits, estimator)
+    exact = logits.double().requires_grad_()
+    logprob = exact.log_softmax(-1)[torch.arange(len(logits)), targets]
+    entropy = entropy_within(exact, kept)
+    output, rows = kernels.measure(logits, targets, estimator)
+    close = {"rtol": 2e-5, "atol": 2e-6, "check_dtype": False}
+    torch.testing.assert_close(output.logprob, logprob.detach(), **close)
+    torch.testing.assert_close(output.entropy, full_entropy(exact.detach()), **close)
+    torch.testing.assert_close(output.clamped_entropy, entropy.detach(), **close)
+    torch.testing.assert_close(output.clamped_mass, mass_outside(exact.detach(), kept), **close)
+    g, h = torch.linspace(-1.0, 2.0, len(logits)), torch.linspace(0.5, -0.3, len(logits))
+    (wanted,) = torch.autograd.grad((g * logprob).sum() + (h * entropy).sum(), exact)
+    place = logits.clone()
+    kernels.gradient_(place, targets, rows, g, h)
+    torch.testing.assert_close(place, wanted, **close)
 
 
-def test_a_summary_averages_the_first_and_last_ten_steps() -> None:
-    rows = [made_row(step) for step in range(1, 31)]
-    evaluations = [made_evaluation(0, 0.3), made_evaluation(30, 0.7)]
-    told = summary.summarise(rows, evaluations, seconds=90.0, first_step_seconds=20.0, actor_restarts=0)
-    assert told.reward_first == pytest.approx(0.3 + 0.01 * 5.5)
-    assert told.reward_last == pytest.approx(0.3 + 0.01 * 25.5)
-    assert (told.pass_at_1_before, told.pass_at_1_after) == (0.3, 0.7)
-    assert told.tokens_per_second == pytest.approx(500.0)
-    assert told.max_mismatch_nats == pytest.approx(3e-5)
-    assert told.max_staleness == 1
-    assert any("pass@8" in line for line in summary.sentences(told))
-
-
-def test_a_summary_without_evaluations_claims_none() -> None:
-    told = summary.summarise([made_row(1)], [], seconds=1.0, first_step_seconds=1.0, actor_restarts=0)
-    assert told.pass_at_1_before is None
-    assert told.pass_at_1_after is None
-    assert not any("pass@" in line for line in summary.sentences(told))
-
-
-def test_rewinding_voids_what_came_after(tmp_path: Path) -> None:
-    directory = directories.create(tmp_path / "a", "", keep_earlier=False)
-    sink = sinks.JsonLines(directory)
-    for step in range(1, 6):
-        sink.step(made_row(step))
-        sink.evaluation(made_evaluation(step, 0.5))
-    sink.close()
-    sinks.rewind(directory, 3)
-    assert [row.step for row in read_metrics(directory.metrics)] == [1, 2, 3]
-    assert len(directory.evaluations.read_bytes().splitlines()) == 3
-    directory.close()
-
-
-def test_a_line_cut_off_by_a_crash_never_was_a_row(tmp_path: Path) -> None:
-    line = msgspec.json.encode(made_row(1)) + b"\n"
-    (tmp_path / "metrics.jsonl").write_bytes(line + line[:40])
-    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
-    (tmp_path / "metrics.jsonl").write_bytes(line[:40] + b"\n" + line)
-    with pytest.raises(RunDirectoryError, match=r"metrics\.jsonl:1"):
-        read_metrics(tmp_path / "metrics.jsonl")
-
-
-def row_of(report: StepReport, view: ControllerView) -> MetricsRow:
-    return metrics_row(
-        report,
-        view,
-        [],
-        unix_seconds=0.0,
-        step_seconds=1.0,
-        coefficient=0.0,
-        samples=4,
-        memory_gib=0.0,
-    )
-
-
-def test_levels_and_ages_reach_the_row_and_what_was_not_measured_is_none() -> None:
-    report = msgspec.structs.replace(plain_report(clamped=0.2), ages=(0.2, math.nan), masked_share=0.25)
-    view = msgspec.structs.replace(
-        scene().controller.view(), measured_entropy=math.nan, sample_balance=0.5, actor_ages=(math.nan, 0.3)
-    )
-    row = row_of(report, view)
-    assert row.level_entropy_nats == {"a": 0.2}
-    assert (row.age_entropy_nats, row.age_actor_entropy_nats) == ((0.2, None), (None, 0.3))
-    assert (row.law_entropy_nats, row.sample_balance, row.masked_share) == (None, 0.5, 0.25)
-
-
-@pytest.mark.parametrize("measured", ["full", "bonus", "sampled"])
-def test_an_orders_row_has_the_entropy_that_the_law_was_told(measured: Literal["full", "bonus", "sampled"]) -> None:
-    settings = EntropySettings(measured=measured)
-    s = Scene(Controller(msgspec.structs.replace(run_of(), entropy=settings), ["a"] * 10))
-    order = s.step(entropy=0.3, clamped=0.2, sampled=0.4)
-    row = row_of(step_of(order, entropy=0.3, clamped=0.2, sampled=0.4), s.controller.view())
-    told = entropies([row], driving_estimator(settings))
-    assert list(told) == [row.law_entropy_nats] == [s.controller.steering.measured_entropy]
-
-
-def test_what_the_actors_saw_is_no_measurement_of_the_current_policy() -> None:
-    row = row_of(plain_report(sampled=0.4), msgspec.structs.replace(scene().controller.view(), actor_entropy=0.2))
-    assert (row.sampled_entropy_nats, row.actor_entropy_nats) == (0.4, 0.2)
-
-
-def test_a_row_is_one_line_of_plain_json() -> None:
-    line = msgspec.json.encode(made_row(4))
-    assert b"\n" not in line
-    assert msgspec.json.decode(line)["step"] == 4
-
-
-def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    directory = directories.create(tmp_path / "a", "", keep_earlier=False)
-    lines, board = sinks.open_sinks(("tensorboard",), directory)
-    board.step(made_row(1))
-    board.step(made_row(2))
-    board.close()
-    lines.close()
-    events = accumulator.EventAccumulator(str(tmp_path / "a/tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("reward")] == [1, 2]
-    assert events.Scalars("level_entropy_nats/5 terms")[1].value == pytest.approx(0.2)
-    assert events.Scalars("entropy_nats")[0].value == pytest.approx(made_row(1).entropy_nats)
-    directory.close()
-
-
-class OnlineRun:
-    """Takes what W&B's run takes."""
-
-    def __init__(self) -> None:
-        self.logged: list[tuple[dict[str, float], int | None]] = []
-        self.axes: dict[str, str] = {}
-
-    def define_metric(self, name: str, *, step_metric: str) -> None:
-        self.axes[name] = step_metric
-
-    def log(self, values: dict[str, float], step: int | None = None) -> None:
-        self.logged.append((values, step))
-
-
-def test_an_evaluation_that_ends_late_is_drawn_over_the_step_it_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("steps", [0.0, 0.5], ids=["distinct", "many equals"])
+@pytest.mark.parametrize("vocabulary", [2, 61, 5001])
+def test_rows_and_their_gradient_are_those_of_the_definitions(
+    kernels: Kernels, vocabulary: int, steps: float, estimator: Estimator
 ) -> None:
-    online = OnlineRun()
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: online))
-    sink = sinks.WeightsAndBiases(tmp_path, "a")
-    sink.step(made_row(5))
-    sink.step(made_row(6))
-    sink.evaluation(made_evaluation(5, 0.5))
-    # W&B would drop what comes with a step of its own before the last.
-    assert [step for _, step in online.logged] == [None] * 3
-    assert [values.get("step", values.get("evaluation/step")) for values, _ in online.logged] == [5, 6, 5]
-    assert online.axes["reward"] == "step"
-    assert online.axes["evaluation/*"] == "evaluation/step"
+    check(kernels, *made(3, vocabulary, steps=steps), estimator)
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.9])
+def test_a_real_vocabulary_is_cut_exactly(kernels: Kernels, fraction: float) -> None:
+    logits, targets = made(1, 151_936)
+    check(kernels, logits, targets, ClampedEntropy(drop_fraction=fraction))
+
+
+def test_equals_at_the_cut_are_kept_from_the_lowest_id_on(kernels: Kernels) -> None:
+    logits, targets = torch.zeros(2, 10), torch.zeros(2, dtype=torch.int64)
+    logits[1, 4] = -1.0
+    _, rows = kernels.measure(logits, targets, ClampedEntropy(drop_fraction=0.4))
+    assert rows.last.tolist() == [5, 6]
+    place = logits.clone()
+    kernels.gradient_(place, targets, rows, torch.zeros(2), torch.ones(2))
+    assert (place == 0).all()  # uniform over the set, and nothing beyond it
+
+
+def test_dropped_tokens_get_nothing_from_the_entropy(kernels: Kernels) -> None:
+    logits, targets = made(4, 501)
+    kept = kept_tokens(logits, 0.5)
+    assert isinstance(kept, Tensor)
+    _, rows = kernels.measure(logits, targets, ClampedEntropy(drop_fraction=0.5))
+    place = logits.clone()
+    kernels.gradient_(place, targets, rows, torch.zeros(4), torch.ones(4))
+    assert (place[~kept] == 0).all()
+    assert (place[kept] != 0).all()
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_tokens_that_cannot_be_drawn_do_no_harm(kernels: Kernels, estimator: Estimator) -> None:
+    logits, targets = made(3, 61)
+    logits[0, 5:] = -math.inf
+    logits[1, ::2] = -math.inf
+    targets[:] = 1
+    kept = set_of(logits, estimator)
+    output, rows = kernels.measure(logits, targets, estimator)
+    torch.testing.assert_close(output.clamped_entropy, entropy_within(logits, kept), rtol=1e-5, atol=1e-6)
+    kernels.gradient_(logits, targets, rows, torch.ones(3), torch.ones(3))
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_row_that_is_not_finite_shows_it_and_leaves_the_others_alone(
+    kernels: Kernels, value: float, estimator: Estimator
+) -> None:
+    logits, targets = made(3, 61)
+    logits[1, 7] = value
+    output, rows = kernels.measure(logits, targets, estimator)
+    for values in (output.logprob, output.entropy, output.clamped_entropy):
+        assert values.isnan().tolist() == [False, True, False]
+    kernels.gradient_(logits, targets, rows, torch.ones(3), torch.ones(3))
+    assert logits.isfinite().all(1).tolist() == [True, False, True]
+
+
+def test_without_an_estimator_the_drawn_token_alone_is_measured(kernels: Kernels) -> None:
+    logits, targets = made(3, 61)
+    output, rows = kernels.measure(logits, targets, None)
+    torch.testing.assert_close(output.logprob, logits.log_softmax(-1)[torch.arange(3), targets])
+    assert output.clamped_entropy.isnan().all()
+    wanted = -logits.softmax(-1)
+    wanted[torch.arange(3), targets] += 1.0
+    kernels.gradient_(logits, targets, rows, torch.ones(3), torch.zeros(3))
+    torch.testing.assert_close(logits, wanted)
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_row_is_cut_as_a_sort_cuts_it(data: st.DataObject) -> None:
+    levels = st.sampled_from([-math.inf, -2.0, -0.0, 0.0, 1.5, 1.5000001, 7.0])
+    row = data.draw(st.lists(levels, min_size=2, max_size=40))
+    logits, fraction = torch.tensor([row]), data.draw(st.floats(0.0, 0.99))
+    _, found = rows_cpu.measure(logits, torch.zeros(1, dtype=torch.int64), ClampedEntropy(drop_fraction=fraction))
+    kept = len(row) - min(int(fraction * len(row)), len(row) - 1)
+    best = sorted(range(len(row)), key=lambda at: (-row[at], at))[:kept]
+    ids = torch.arange(len(row))
+    inside = (logits[0] > found.cut) | ((logits[0] == found.cut) & (ids <= found.last))
+    assert sorted(best) == ids[inside].tolist()
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [ClampedEntropy(drop_fraction=1.0), TopKEntropy(k=0), NucleusEntropy(mass=0.0), NucleusEntropy(mass=1.5)],
+)
+def test_a_setting_out_of_range_is_refused(kernels: Kernels, estimator: Estimator) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        kernels.measure(*made(2, 9), estimator)
+
+
+def test_few_tokens_are_what_the_listed_set_holds() -> None:
+    assert isinstance(set_of(made(1, 61)[0], TopKEntropy(k=4)), FewTokens)  # so that `check` sees both kinds

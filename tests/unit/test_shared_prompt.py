@@ -137,7 +137,7 @@ def test_a_reference_that_can_not_share_is_asked_for_whole_rows(tmp_path: Path) 
     policy = loaded(make_policy(tmp_path))
     reference = dataclasses.replace(freeze(loaded(tmp_path)), shares_prompts=False)
     measured, _ = accumulated(policy, samples_of(1, [(5, [4, 2, 6])]), objective(60, kl=0.5), reference)
-    assert measured.terms.kl == 0.0
+    assert measured.terms.kl == pytest.approx(0.0, abs=1e-12)  # two passes of float32
     assert measured.padding_share == pytest.approx(6 / 33)  # rows of 9, 7 and 11
 
 

@@ -188,7 +188,7 @@ def test_the_pull_to_the_reference_is_zero_at_the_reference(model: Path) -> None
     groups = [make_group(0, rewards=(0.0, 0.0))]
     policy = loaded(model)
     measured = accumulate(policy, freeze(loaded(model)), samples_of(groups, wanted, 0.0), wanted, "step 1")
-    assert measured.terms.kl == 0.0
+    assert measured.terms.kl == pytest.approx(0.0, abs=1e-12)  # two passes of float32
     assert all(gradient.abs().max() < 1e-6 for gradient in gradients(policy).values())
 
 

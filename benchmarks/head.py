@@ -1,0 +1,70 @@
+"""What entropy costs in the head: time against the products alone, and memory against all logits at once.
+
+`python -m benchmarks.head` writes `results/head/table.md`. Times are ratios of ways that take turns in one process, the
+median over rounds with their quartiles; memory is the process's high-water mark beyond the inputs, a process a way.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from benchmarks import own_process
+from benchmarks.cells import RESULTS, cell, table
+from benchmarks.head_ways import CHUNK_TOKENS, WAYS
+
+NAME = "head"
+CODE = (
+    "benchmarks/head_run.py",
+    "benchmarks/head_ways.py",
+    "learner/head.py",
+    "learner/rows.py",
+    "learner/rows_cpu.py",
+)
+WIDTH, VOCABULARY = 1024, 151_936
+SIZES = ((512, "float32", 7), (2048, "float32", 3), (512, "bfloat16", 3))  # tokens, precision, rounds
+QUARTILES = (25, 50, 75)
+# Of each comparison: the way, what it is held against, and the most that it may take: of time, and of memory.
+GOALS = (
+    ("inside, clamped", "inside, log-prob only", 1.25, 1.1),
+    ("plain, clamped", "plain, log-prob only", 1.25, 1.1),
+    ("inside, clamped", "unfused", 0.95, 0.15),
+    ("inside, clamped", "three products", 1.3, None),
+    ("plain, clamped", "three products", 1.6, None),
+)
+
+
+def measured(what: str, ways: list[str], tokens: int, dtype: str, repeats: int) -> Any:
+    """A cell: seconds of ways in turn, or one way's peak of memory."""
+    config = {"what": what, "ways": ways, "tokens": tokens, "dtype": dtype, "repeats": repeats, "width": WIDTH}
+    config |= {"vocabulary": VOCABULARY, "threads": len(os.sched_getaffinity(0))}
+    name = f"{what}-{tokens}-{dtype}" + (f"-{ways[0].replace(', ', '-').replace(' ', '_')}" if what == "peak" else "")
+
+    def compute() -> dict[str, Any]:
+        run = own_process.run(name, "benchmarks.head_run", config, lambda source, told: [source, told])
+        return {"found": run}
+
+    return cell(NAME, name, config, CODE, compute)["found"]
+
+
+def main() -> None:
+    """Measures what is missing, and writes the table."""
+    lines = []
+    for tokens, dtype, repeats in SIZES:
+        seconds = measured("seconds", list(WAYS), tokens, dtype, repeats)
+        peaks = {way: measured("peak", [way], tokens, dtype, 1) for way in WAYS}
+        for way, against, time_goal, memory_goal in GOALS:
+            ratios = np.array(seconds[way]) / np.array(seconds[against])
+            low, middle, high = np.percentile(ratios, QUARTILES)
+            memory = f"{peaks[way] / peaks[against]:.2f} (≤ {memory_goal:g})" if memory_goal else "–"
+            shown = f"{middle:.2f} [{low:.2f}, {high:.2f}] (≤ {time_goal:g})"
+            lines.append((f"{tokens}, {dtype}", way, against, shown, memory))
+    header = ("tokens", "way", "against", "time, median and quartiles", "memory")
+    title = f"Head, D = {WIDTH}, V = {VOCABULARY}, chunks of {CHUNK_TOKENS} tokens; in brackets the goal."
+    path = RESULTS / NAME / "table.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{title}\n\n{table(header, lines)}\n")
+
+
+if __name__ == "__main__":
+    main()
