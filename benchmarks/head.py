@@ -19,7 +19,7 @@ CODE = (
     "benchmarks/head_ways.py",
     "learner/head.py",
     "learner/rows.py",
-    "learner/rows_cpu.py",
+    "learner/rows_torch.py",
 )
 WIDTH, VOCABULARY = 1024, 151_936
 SIZES = ((512, "float32", 7), (2048, "float32", 3), (512, "bfloat16", 3))  # tokens, precision, rounds

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from entrostat.learner import rows_cpu
+from entrostat.learner import rows_torch
 from entrostat.learner.rows import Estimator, HeadOutput, Kernels, Rows, joined
 
 # Up to so many logits (64 MiB in float32) `fused_head` keeps them for its backward pass, which then saves a product.
@@ -225,7 +225,7 @@ def kernels(logits: Tensor) -> Kernels:
         from entrostat.learner import rows_cuda  # triton is not there without a GPU
 
         return rows_cuda
-    return rows_cpu
+    return rows_torch
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:
