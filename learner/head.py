@@ -6,7 +6,7 @@ each chunk's gradient while its logits are there, and makes three; losses that l
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def fused_head(
     `logprob` and `clamped_entropy` have gradients, for any weights per token. At most `chunk_tokens` rows of logits
     live at a time. Sums are in float32 for half precision, else in the inputs' own.
     """
-    columns = _Head.apply(hidden, weight, targets, temperature, estimator, chunk_tokens)
+    columns = _Head.apply(hidden, weight, targets, _How(temperature, estimator, chunk_tokens))
     return HeadOutput(**dict(zip(OUTPUTS, columns, strict=True)))
 
 
@@ -66,33 +66,34 @@ def fused_head_loss(
         estimator: of the entropy; None where only log-probs are read.
         chunk_tokens: rows of logits that live at a time.
     """
-    total, *columns = _Loss.apply(hidden, weight, targets, loss, temperature, estimator, chunk_tokens)
+    total, *columns = _Loss.apply(hidden, weight, targets, loss, _How(temperature, estimator, chunk_tokens))
     return total, HeadOutput(**dict(zip(OUTPUTS, columns, strict=True)))
+
+
+@dataclass(frozen=True)
+class _How:
+    """What is measured of the rows, and how many at a time."""
+
+    temperature: float
+    estimator: Estimator
+    chunk_tokens: int
 
 
 class _Head(torch.autograd.Function):  # type: ignore[misc]  # torch is not typed
     """`OUTPUTS`, `[T]` each; the first two have gradients."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        temperature: float,
-        estimator: Estimator,
-        chunk_tokens: int,
-    ) -> tuple[Tensor, ...]:
-        chunks = _Chunks(hidden, weight, temperature, chunk_tokens)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, how: _How) -> tuple[Tensor, ...]:
+        chunks = _Chunks(hidden, weight, how)
         keep = any(ctx.needs_input_grad) and hidden.shape[0] * weight.shape[0] <= KEPT_LOGITS
         measured, kept = [], []
         for chunk in chunks:
             z = chunks.logits(chunk, fresh=keep)
-            measured.append(kernels(z).measure(z, targets[chunk], estimator))
+            measured.append(kernels(z).measure(z, targets[chunk], how.estimator))
             kept += [z] if keep else []
         output = joined([one for one, _ in measured])
         ctx.rows, ctx.kept = [rows for _, rows in measured], kept
-        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        ctx.how = how
         ctx.save_for_backward(hidden, weight, targets)
         ctx.mark_non_differentiable(output.entropy, output.clamped_mass)
         return tuple(getattr(output, name) for name in OUTPUTS)
@@ -101,14 +102,14 @@ class _Head(torch.autograd.Function):  # type: ignore[misc]  # torch is not type
     @once_differentiable  # type: ignore[untyped-decorator]  # torch is not typed
     def backward(ctx: Any, logprob: Tensor, entropy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets = ctx.saved_tensors
-        chunks = _Chunks(hidden, weight, ctx.temperature, ctx.chunk_tokens)
+        chunks = _Chunks(hidden, weight, ctx.how)
         gradient = _Gradient(hidden, weight, ctx.needs_input_grad)
         kept, ctx.kept = ctx.kept, []  # gradients take their place
         for i, chunk in enumerate(chunks):
             z = kept[i] if kept else chunks.logits(chunk)
             chunks.gradient_(z, targets[chunk], ctx.rows[i], logprob[chunk], entropy[chunk])
             gradient.add(z, chunk)
-        return gradient.hidden, gradient.of_weight(), None, None, None, None
+        return gradient.hidden, gradient.of_weight(), None, None
 
 
 class _Loss(torch.autograd.Function):  # type: ignore[misc]  # torch is not typed
@@ -116,22 +117,15 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]  # torch is not type
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        loss: RowLoss,
-        temperature: float,
-        estimator: Estimator,
-        chunk_tokens: int,
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, loss: RowLoss, how: _How
     ) -> tuple[Tensor, ...]:
-        chunks = _Chunks(hidden, weight, temperature, chunk_tokens)
+        chunks = _Chunks(hidden, weight, how)
         gradient = _Gradient(hidden, weight, ctx.needs_input_grad)
         outputs: list[HeadOutput] = []
         total = hidden.new_zeros((), dtype=torch.float64)
         for chunk in chunks:
             z = chunks.logits(chunk)
-            output, rows = kernels(z).measure(z, targets[chunk], estimator)
+            output, rows = kernels(z).measure(z, targets[chunk], how.estimator)
             outputs.append(output)
             value, logprob, entropy = _loss_of(loss, output, chunk)
             total += value
@@ -152,7 +146,7 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]  # torch is not type
             for gradient in (hidden, weight):
                 if gradient is not None:
                     gradient *= scale.to(gradient.dtype)
-        return hidden, weight, None, None, None, None, None
+        return hidden, weight, None, None, None
 
 
 def _loss_of(loss: RowLoss, output: HeadOutput, chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,9 +162,9 @@ def _loss_of(loss: RowLoss, output: HeadOutput, chunk: slice) -> tuple[Tensor, T
 class _Chunks:
     """The head's logits, a chunk at a time, all in one place unless asked otherwise."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, temperature: float, chunk_tokens: int) -> None:
-        self._hidden, self._weight, self._temperature = hidden, weight, temperature
-        self._size = min(chunk_tokens, len(hidden)) or 1
+    def __init__(self, hidden: Tensor, weight: Tensor, how: _How) -> None:
+        self._hidden, self._weight, self._temperature = hidden, weight, how.temperature
+        self._size = min(how.chunk_tokens, len(hidden)) or 1
         self._place: Tensor | None = None
 
     def __iter__(self) -> Iterator[slice]:
