@@ -81,7 +81,8 @@ def ratio(ones: list[float], others: list[float]) -> str:
 def main() -> None:
     """Measures what is missing, and writes the table."""
     threads = len(os.sched_getaffinity(0))
-    title = f"Head, D = {WIDTH}, V = {VOCABULARY}, chunks of {CHUNK_TOKENS} tokens, {threads} threads; in brackets the goal."
+    sizes = f"D = {WIDTH}, V = {VOCABULARY}, chunks of {CHUNK_TOKENS} tokens, {threads} threads"
+    title = f"Head, {sizes}; in round brackets the goal."
     cuts = f"Selection of the {1 - DROP_FRACTION:.0%} that are kept, {SELECTED} rows of float32 logits."
     path = RESULTS / NAME / "table.md"
     path.parent.mkdir(parents=True, exist_ok=True)
