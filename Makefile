@@ -4,7 +4,7 @@ BIN := .venv/bin
 CONFIG ?= deploy/runs/quickstart.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit check format lock clean bench-law bench-toy bench-collapse bench-trl bench-tables bench-weights
+.PHONY: help setup demo test unit check format lock clean bench-law bench-toy bench-collapse bench-trl bench-tables bench-weights bench-gpu
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -53,6 +53,9 @@ bench-trl: setup ## what entropy TRL and our laws hold, ours at several delays t
 
 bench-weights: setup ## what an update of weights costs, in copies of its bytes; needs 5 GiB of memory
 	$(BIN)/python -m benchmarks.weights
+
+bench-gpu: setup ## head, selection and a learner's step on a GPU; without one the table stays empty
+	$(BIN)/python -m benchmarks.gpu
 
 bench-tables: setup ## the comparison's tables and pictures, from the results that are there
 	$(BIN)/python -m benchmarks.collapse --only tables

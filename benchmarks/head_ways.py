@@ -27,23 +27,23 @@ def inputs(tokens: int, width: int, vocabulary: int, dtype: torch.dtype) -> Inpu
     return hidden, weight, targets, torch.randn(tokens, generator=random)
 
 
-def _inside(estimator: Estimator) -> Way:
+def _inside(estimator: Estimator, chunk: int) -> Way:
     def way(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor) -> None:
         def loss(now: HeadOutput, rows: slice) -> Tensor:
             value = weights[rows] * now.logprob
             return value if estimator is None else value + 0.1 * now.clamped_entropy
 
         total, _ = fused_head_loss(
-            hidden, weight, targets, loss, temperature=1.0, estimator=estimator, chunk_tokens=CHUNK_TOKENS
+            hidden, weight, targets, loss, temperature=1.0, estimator=estimator, chunk_tokens=chunk
         )
         total.backward()
 
     return way
 
 
-def _plain(estimator: Estimator) -> Way:
+def _plain(estimator: Estimator, chunk: int) -> Way:
     def way(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor) -> None:
-        now = fused_head(hidden, weight, targets, temperature=1.0, estimator=estimator, chunk_tokens=CHUNK_TOKENS)
+        now = fused_head(hidden, weight, targets, temperature=1.0, estimator=estimator, chunk_tokens=chunk)
         value = weights * now.logprob
         (value if estimator is None else value + 0.1 * now.clamped_entropy).sum().backward()
 
@@ -59,22 +59,31 @@ def unfused(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor) ->
     (weights * logprob - 0.1 * (within.exp() * within).sum(-1)).sum().backward()
 
 
-def products(hidden: Tensor, weight: Tensor, _targets: Tensor, _weights: Tensor) -> None:
+def _products(chunk: int) -> Way:
     """The floor: the three products alone, one forward and two backward, in the same chunks."""
-    with torch.no_grad():
-        hidden.grad, weight.grad = torch.empty_like(hidden), torch.zeros_like(weight)
-        for start in range(0, len(hidden), CHUNK_TOKENS):
-            some = hidden[start : start + CHUNK_TOKENS]
-            logits = some @ weight.t()
-            torch.mm(logits, weight, out=hidden.grad[start : start + CHUNK_TOKENS])
-            weight.grad.addmm_(logits.t(), some)
+
+    def way(hidden: Tensor, weight: Tensor, _targets: Tensor, _weights: Tensor) -> None:
+        with torch.no_grad():
+            hidden.grad, weight.grad = torch.empty_like(hidden), torch.zeros_like(weight)
+            for start in range(0, len(hidden), chunk):
+                some = hidden[start : start + chunk]
+                logits = some @ weight.t()
+                torch.mm(logits, weight, out=hidden.grad[start : start + chunk])
+                weight.grad.addmm_(logits.t(), some)
+
+    return way
 
 
-WAYS: dict[str, Way] = {
-    "inside, clamped": _inside(CLAMPED),
-    "inside, log-prob only": _inside(None),
-    "plain, clamped": _plain(CLAMPED),
-    "plain, log-prob only": _plain(None),
-    "unfused": unfused,
-    "three products": products,
-}
+def ways(chunk: int) -> dict[str, Way]:
+    """All of them, in chunks of so many tokens."""
+    return {
+        "inside, clamped": _inside(CLAMPED, chunk),
+        "inside, log-prob only": _inside(None, chunk),
+        "plain, clamped": _plain(CLAMPED, chunk),
+        "plain, log-prob only": _plain(None, chunk),
+        "unfused": unfused,
+        "three products": _products(chunk),
+    }
+
+
+WAYS = ways(CHUNK_TOKENS)

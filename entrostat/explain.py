@@ -20,6 +20,11 @@ BYTES = {"float32": 4, "bfloat16": 2}
 # Of one parameter in training. float32: the weight, its gradient, AdamW's two moments; bfloat16: the weight, and its
 # master, the master's gradient and the moments in float32.
 TRAINED_BYTES = {"float32": 4 + 4 + 8, "bfloat16": 2 + 4 + 4 + 8}
+PACKING = {
+    "auto": "padding included, or packed where a GPU's kernel takes them and that makes fewer",
+    "on": "packed without padding",
+    "off": "padding included",
+}
 SHARED_GPU_SHARE = 0.8  # of its memory: an engine that takes more leaves a learner beside it nothing
 
 
@@ -109,7 +114,7 @@ def _step(config: RunConfig) -> Iterator[Line]:
     )
     yield (
         "micro-batches",
-        f"of at most {learner.microbatch_tokens:,} tokens, padding included; one update after all of them",
+        f"of at most {learner.microbatch_tokens:,} tokens, {PACKING[learner.packing]}; one update after all of them",
     )
     yield "learning rate", _learning_rate(config)
     yield "truncated responses", _truncated(config)

@@ -1,33 +1,22 @@
-"""From groups to micro-batches: flat samples, sorted by length, right-padded, within a budget of tokens.
+"""From groups to samples, and which of them are computed together, within a budget of tokens.
 
-Micro-batches come in blocks. A block's prompts are computed once, and the rows of its micro-batches are responses that
-go on from them (shared_prompt.py); or it has no prompts, and the rows are whole: prompt and response.
-
-Right padding needs no attention mask: attention is causal, so a real token never sees the padding behind it, and the
-padding's own outputs are never read. Without a mask the positions count from 0 in every row and attention takes its
-fast path.
+Micro-batches come in blocks, of three kinds. A block's prompts are computed once, and the rows of its micro-batches are
+responses that go on from them (shared_prompt.py); or it has no prompts, and the rows are whole, prompt and response; or
+it is packed, and each micro-batch is one row of whole samples without padding (packing.py). Rows of the first two kinds
+are sorted by length and padded on the right.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from entrostat.learner.advantages import advantages_of, counting, shaped_rewards
 from entrostat.protocol.arrays import Float32, Int32
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import FINISHED_LENGTH, Group, OrderedGroup
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Columns = TypeVar("Columns", bound="DataclassInstance")
-
-PADDING_ID = 0  # any token will do: nothing reads what comes of it
 PROMPTS_SHARE = 0.5  # of the budget, at most, for a block's prompts: the rest is for the responses
 # A prompt's keys and values are copied for each row. They are a fraction of what a computed token holds in memory, so
 # that a micro-batch may have so many times the budget of them, the response's own included.
@@ -80,40 +69,33 @@ class Block:
     prompts: tuple[Int32, ...]  # distinct, longest first; none: the micro-batches hold whole rows
     batches: tuple[tuple[Sample, ...], ...]
     idle: tuple[tuple[Sample, ...], ...] = ()  # computed to keep step with other ranks; nothing of them counts
+    packed: bool = False  # the micro-batches are rows without padding; there are no prompts
+
+    @property
+    def computed(self) -> int:
+        """Tokens, padding and what is computed idly included."""
+        prompts = len(self.prompts) * max(map(len, self.prompts), default=0)
+        return prompts + sum(sum(self._lengths(batch)) + self._padding(batch) for batch, _ in self.rounds())
+
+    @property
+    def wasted(self) -> int:
+        """Those of the computed tokens that nobody reads."""
+        if not self.batches:
+            return self.computed
+        prompts = len(self.prompts) * max(map(len, self.prompts), default=0) - sum(map(len, self.prompts))
+        return prompts + sum(map(self._padding, self.batches)) + sum(sum(self._lengths(batch)) for batch in self.idle)
+
+    def _lengths(self, batch: Sequence[Sample]) -> list[int]:
+        return [sample.response_length if self.prompts else len(sample.tokens) for sample in batch]
+
+    def _padding(self, batch: Sequence[Sample]) -> int:
+        lengths = self._lengths(batch)
+        return 0 if self.packed else len(lengths) * max(lengths) - sum(lengths)
 
     def rounds(self) -> Iterator[tuple[tuple[Sample, ...], bool]]:
         """All that is computed, and what of it counts."""
         yield from ((batch, True) for batch in self.batches)
         yield from ((batch, False) for batch in self.idle)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Responses:
-    """What is known of response tokens beforehand, `[T]`, those of a micro-batch's rows one after another."""
-
-    behaviour: Tensor  # nats
-    advantage: Tensor
-    coefficient: Tensor
-    balance: Tensor
-    policy: Tensor  # bool: of samples in the policy term
-    counts: Tensor  # bool
-    row: Tensor  # int64, the sample's place in the micro-batch
-    sample: Tensor  # int64, Sample.index
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MicroBatch:
-    """`B` rows of tokens and `L` states each, with T response tokens in all.
-
-    A whole row has as many tokens as states; a row that goes on from a prompt has one token less, as its first state is
-    the prompt's last. A row's last token is left out: nothing is predicted from it.
-    """
-
-    tokens: Tensor  # [B, L] or [B, L − 1] int64
-    prompt: Tensor  # [B] int64 into Block.prompts; of whole rows, −1
-    positions: Tensor  # [T] int64 into B·L: where the token's logits are computed
-    targets: Tensor  # [T] int64
-    responses: Responses
 
 
 def flatten(
@@ -222,59 +204,27 @@ def _micro_batches(
     return tuple(map(tuple, batches))
 
 
+def packed_blocks(samples: Sequence[Sample], budget: int) -> list[Block]:
+    """All samples with response tokens in rows of at most `budget` tokens, none of them padding.
+
+    The longest first, each into the first row that has room for it. A sample beyond the budget has a row of its own.
+    """
+    rows: list[list[Sample]] = []
+    room: list[int] = []
+    taught = [sample for sample in samples if sample.response_length]
+    for sample in sorted(taught, key=lambda sample: (-len(sample.tokens), sample.index)):
+        size = len(sample.tokens)
+        place = next((i for i, left in enumerate(room) if size <= left), len(rows))
+        if place == len(rows):
+            rows.append([])
+            room.append(budget)
+        rows[place].append(sample)
+        room[place] -= size
+    return [Block(prompts=(), batches=tuple(map(tuple, rows)), packed=True)]
+
+
 def padding_share(blocks: Iterable[Block]) -> float:
     """Padding over all tokens of the blocks' prompts and micro-batches, 0–1; what is computed idly is padding."""
-    held = real = 0
-    for block in blocks:
-        tables = [[len(prompt) for prompt in block.prompts]]
-        for batch in block.batches:
-            tables.append([sample.response_length if block.prompts else len(sample.tokens) for sample in batch])
-        held += sum(len(lengths) * max(lengths, default=0) for lengths in tables)
-        held += sum(one.response_length if block.prompts else len(one.tokens) for batch in block.idle for one in batch)
-        real += sum(map(sum, tables)) if block.batches else 0
-    return 1.0 - real / held if held else 0.0
-
-
-def part(columns: Columns, tokens: slice) -> Columns:
-    """Some of what is known of tokens: every field is `[T]`."""
-    return replace(columns, **{f.name: getattr(columns, f.name)[tokens] for f in fields(columns)})
-
-
-def collate(
-    samples: Sequence[Sample], prompts: Sequence[Int32] = (), *, device: torch.device, dtype: torch.dtype
-) -> MicroBatch:
-    """The samples as tensors, of a block with these prompts; `dtype` is that of the per-token numbers."""
-    place = {prompt.tobytes(): i for i, prompt in enumerate(prompts)}
-    skipped = [sample.prompt_length if prompts else 0 for sample in samples]
-    ahead = 1 if prompts else 0  # the prompt's last state comes before the row's own
-    width = max(len(sample.tokens) - skip for sample, skip in zip(samples, skipped, strict=True)) - 1
-    tokens = np.full((len(samples), width), PADDING_ID, np.int64)
-    positions, lengths = [], np.array([sample.response_length for sample in samples])
-    for row, (sample, skip) in enumerate(zip(samples, skipped, strict=True)):
-        tokens[row, : len(sample.tokens) - skip - 1] = sample.tokens[skip:-1]
-        first = row * (width + ahead) + sample.prompt_length - skip - 1 + ahead
-        positions.append(np.arange(first, first + sample.response_length))
-    prompt = np.array([place[sample.prompt.tobytes()] if prompts else -1 for sample in samples])
-
-    def whole(arrays: list[Int32]) -> Tensor:
-        return torch.from_numpy(np.concatenate(arrays).astype(np.int64)).to(device)
-
-    def per_token(values: list[float] | list[int] | list[bool], kind: torch.dtype) -> Tensor:
-        return torch.from_numpy(np.repeat(np.array(values), lengths)).to(device, kind)
-
-    return MicroBatch(
-        tokens=torch.from_numpy(tokens).to(device),
-        prompt=torch.from_numpy(prompt).to(device),
-        positions=torch.from_numpy(np.concatenate(positions)).to(device),
-        targets=whole([sample.tokens[sample.prompt_length :] for sample in samples]),
-        responses=Responses(
-            behaviour=torch.from_numpy(np.concatenate([sample.behaviour for sample in samples])).to(device, dtype),
-            advantage=per_token([sample.advantage for sample in samples], dtype),
-            coefficient=per_token([sample.coefficient for sample in samples], dtype),
-            balance=per_token([sample.balance for sample in samples], dtype),
-            policy=per_token([sample.counts and sample.in_policy for sample in samples], torch.bool),
-            counts=per_token([sample.counts for sample in samples], torch.bool),
-            row=per_token(list(range(len(samples))), torch.int64),
-            sample=per_token([sample.index for sample in samples], torch.int64),
-        ),
-    )
+    pairs = [(block.wasted, block.computed) for block in blocks]
+    computed = sum(all_of_it for _, all_of_it in pairs)
+    return sum(wasted for wasted, _ in pairs) / computed if computed else 0.0

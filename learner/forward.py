@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from entrostat.learner.batching import Block, MicroBatch, Responses, Sample, blocks
+from entrostat.learner.batching import Block, Sample, blocks, packed_blocks
 from entrostat.learner.head import RowLoss, fused_head, fused_head_loss
 from entrostat.learner.losses import kl_to_reference
+from entrostat.learner.microbatch import MicroBatch, Responses
 from entrostat.learner.objective import Objective, chunk_tokens
 from entrostat.learner.policy import Policy
 from entrostat.learner.ranks import Ranks
@@ -35,10 +36,26 @@ class PerToken:
 def plan(
     policy: Policy, reference: Policy | None, samples: Sequence[Sample], objective: Objective
 ) -> list[list[Block]]:
-    """The blocks that each rank computes the samples in, by the policy and by the reference alike."""
-    shared = policy.shares_prompts and (reference is None or reference.shares_prompts)
-    parts = [samples] if policy.ranks.alone else shares(samples, policy.ranks.count, shared=shared)
-    return in_step([blocks(part, objective.learner.microbatch_tokens, shared=shared) for part in parts])
+    """The blocks that each rank computes the samples in, by the policy and by the reference alike.
+
+    Where both can pack, and unless they are told to, they do where that makes fewer tokens: packed samples have no
+    padding, and compute their prompts again.
+    """
+    both = [policy] if reference is None else [policy, reference]
+    budget, count = objective.learner.microbatch_tokens, policy.ranks.count
+    shared = all(one.shares_prompts for one in both)
+    parts = [samples] if policy.ranks.alone else shares(samples, count, shared=shared)
+    padded = in_step([blocks(part, budget, shared=shared) for part in parts])
+    if not all(one.packs for one in both):
+        return padded
+    parts = [samples] if policy.ranks.alone else shares(samples, count, shared=False)
+    packed = in_step([packed_blocks(part, budget) for part in parts])
+    fewer = _computed(packed) < _computed(padded)
+    return packed if fewer or objective.learner.packing == "on" else padded
+
+
+def _computed(plans: Sequence[Sequence[Block]]) -> int:
+    return sum(block.computed for plan in plans for block in plan)
 
 
 def prompts_of(policy: Policy, block: Block) -> SharedPrompts | None:
@@ -102,7 +119,9 @@ def _chunk(policy: Policy, objective: Objective) -> int:
 
 def _states(policy: Policy, prompts: SharedPrompts | None, batch: MicroBatch) -> Tensor:
     """`[T, D]`, those before the response tokens."""
-    if prompts is None:
+    if batch.packed is not None:
+        hidden = policy.hidden_packed(batch.tokens, batch.packed)
+    elif prompts is None:
         hidden = policy.hidden(batch.tokens)
     else:
         hidden = policy.hidden_after(prompts, batch.prompt, batch.tokens)

@@ -13,10 +13,12 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.core_model_loading import revert_weight_conversion
 
+from entrostat.learner import packing
 from entrostat.learner.ranks import ALONE, Ranks
 from entrostat.learner.shared_prompt import SharedPrompts, go_on, objection, read_prompts
 from entrostat.protocol.arrays import Float32, Int32
 from entrostat.protocol.errors import ModelError
+from entrostat.protocol.learner_settings import Packing
 from entrostat.protocol.settings import ModelSettings
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class Policy:
     model: Any  # transformers.PreTrainedModel
     tokenizer: Any
     shares_prompts: bool = False  # proven: samples may go on from a prompt that is computed once
+    packs: bool = False  # proven: whole samples may stand in one row, one after another
     ranks: Ranks = ALONE  # over which its weights are laid out (sharding.py)
 
     @property
@@ -56,8 +59,12 @@ class Policy:
         return self.head_weight.dtype
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """`[B, L] int64 → [B, L, D]`, the states before the head. Rows are right-padded: see batching.py."""
+        """`[B, L] int64 → [B, L, D]`, the states before the head. Rows are right-padded: see microbatch.py."""
         return self.decoder(input_ids=tokens, use_cache=False).last_hidden_state
+
+    def hidden_packed(self, tokens: Tensor, sequences: packing.Sequences) -> Tensor:
+        """`[1, L] int64 → [1, L, D]`: a row of several sequences."""
+        return packing.read_packed(self.decoder, tokens, sequences)
 
     def prompts(self, prompts: Sequence[Int32]) -> SharedPrompts:
         """What samples of these prompts can go on from; its `backward` is due when all of them are done."""
@@ -99,14 +106,20 @@ def score(policy: Policy, sequences: Sequence[Int32]) -> list[Float32]:
 
 
 def load_policy(
-    settings: ModelSettings, *, source: str, device: torch.device, gradient_checkpointing: bool = False
+    settings: ModelSettings,
+    *,
+    source: str,
+    device: torch.device,
+    gradient_checkpointing: bool = False,
+    packed: Packing = "off",
 ) -> Policy:
     """The policy in the folder (or under the hub name) `source`, ready to be trained on `device`.
 
     Dropout is switched off: the log-probs of a step must be those of the policy that is published.
 
     Raises:
-        ModelError: it can't be read, lacks weights, or its logits are not a plain product with its head.
+        ModelError: it can't be read, lacks weights, its logits are not a plain product with its head, or its samples
+            must be packed and can't be.
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -140,7 +153,21 @@ def load_policy(
         reason = objection(model.get_decoder(), policy.device, policy.head_weight.shape[0])
     if reason:
         log.info("each sample computes its prompt again, which costs time: %s in %s", reason, source)
-    return replace(policy, shares_prompts=reason is None)
+    return replace(policy, shares_prompts=reason is None, packs=_packs(policy, packed, source))
+
+
+def _packs(policy: Policy, packed: Packing, source: str) -> bool:
+    if packed == "off" or (packed == "auto" and not packing.has_kernel(policy.device, policy.dtype)):
+        return False
+    reason = packing.objection(policy.model, policy.device, policy.head_weight.shape[0])
+    if reason and packed == "on":
+        raise ModelError(
+            f'samples can\'t be packed for the model in {source!r}, but learner.packing is "on": {reason}. Use "auto", '
+            "which pads them"
+        )
+    if reason:
+        log.info("samples are padded instead of packed, which costs time: %s in %s", reason, source)
+    return reason is None
 
 
 def freeze(policy: Policy) -> Policy:

@@ -18,17 +18,13 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from entrostat.learner.proof import REFUSALS, UNPROVEN, Proof, compared_weights, difference, flat, proof_of, weighted
 from entrostat.protocol.arrays import Int32
 
 PADDING_ID = 0  # any token will do: nothing reads what comes of it
 
 # What the proof is made of: prompts of these lengths, rows that go on from them, and so many response tokens each.
 PROOF_PROMPTS, PROOF_ROWS, PROOF_TOKENS = (5, 3), (0, 1, 1), 4
-# Largest difference to whole rows, relative to their norm: of hidden states, and of a gradient.
-STATES_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 5e-2}
-GRADIENT_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.25}
-# What a model says that takes no cache, no positions or no mask from outside.
-REFUSALS = (TypeError, ValueError, AttributeError, LookupError, RuntimeError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,53 +101,32 @@ def _compared(decoder: Any, device: torch.device, vocabulary: int) -> str | None
     others = sorted({type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer})
     if others:
         return f"its cache holds {', '.join(others)}"
-    # Norms and biases of all layers: few numbers, and all of them depend on what flows back through the cache.
-    weights = [weight for weight in decoder.parameters() if weight.requires_grad and weight.ndim == 1]
+    weights = compared_weights(decoder)
     if not weights:
-        return "it has no norms or biases whose gradients could be compared"
+        return UNPROVEN
     for lengths in (PROOF_PROMPTS, (min(PROOF_PROMPTS),) * len(PROOF_PROMPTS)):  # with padding, and without
         prompts = [np.arange(7 * i + 1, 7 * i + 1 + n, dtype=np.int32) % vocabulary for i, n in enumerate(lengths)]
-        expected, wanted = _whole(decoder, prompts, tokens, weights)
-        found, given = _shared(decoder, prompts, tokens, weights)
-        gap, turn = _gap(found, expected), _gap(given, wanted)
-        if not gap <= STATES_TOLERANCE[found.dtype]:
-            return f"its states differ by {gap:.2g} of their norm from those of whole rows"
-        if not turn <= GRADIENT_TOLERANCE[found.dtype]:
-            return f"its gradient differs by {turn:.2g} of its norm from that of whole rows"
+        reason = difference(_shared(decoder, prompts, tokens, weights), _whole(decoder, prompts, tokens, weights))
+        if reason is not None:
+            return reason
     return None
 
 
-def _whole(decoder: Any, prompts: Sequence[Int32], tokens: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """States of whole rows, and the gradient of a weighted sum of them."""
+def _whole(decoder: Any, prompts: Sequence[Int32], tokens: Tensor, weights: Sequence[Tensor]) -> Proof:
     starts = [torch.from_numpy(prompts[i]).to(tokens) for i in PROOF_ROWS]
     rows = [torch.cat([start, response])[None] for start, response in zip(starts, tokens, strict=True)]
     states = [decoder(input_ids=row, use_cache=False).last_hidden_state[:, -PROOF_TOKENS - 1 :] for row in rows]
-    found = torch.cat(states)
-    return found, _flat(torch.autograd.grad(_weighted(found), weights, materialize_grads=True))
+    return proof_of(torch.cat(states), weights)
 
 
-def _shared(decoder: Any, prompts: Sequence[Int32], tokens: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _shared(decoder: Any, prompts: Sequence[Int32], tokens: Tensor, weights: Sequence[Tensor]) -> Proof:
     """The same by way of shared prompts."""
     shared = read_prompts(decoder, prompts, tokens.device)
     found = go_on(decoder, shared, torch.tensor(PROOF_ROWS, device=tokens.device), tokens)
-    direct = torch.autograd.grad(_weighted(found), [*weights, *shared.left], materialize_grads=True)
+    direct = torch.autograd.grad(weighted(found), [*weights, *shared.left], materialize_grads=True)
     owed = [gradient.to(made.dtype) for gradient, made in zip(direct[len(weights) :], shared.made, strict=True)]
     through = torch.autograd.grad(shared.made, weights, owed, materialize_grads=True)
-    return found, _flat(direct[: len(weights)]) + _flat(through)
-
-
-def _weighted(states: Tensor) -> Tensor:
-    weights = torch.arange(states.numel(), device=states.device).sin()  # no random state is touched
-    return (states.flatten().to(weights.dtype) * weights).sum()
-
-
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().flatten().double() for tensor in tensors])
-
-
-def _gap(found: Tensor, expected: Tensor) -> float:
-    found, expected = found.detach().double(), expected.detach().double()
-    return float((found - expected).norm() / expected.norm())
+    return found, flat(direct[: len(weights)]) + flat(through)
 
 
 def _cut_off(made: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entrostat.learner.batching import Denominators, Responses, Sample, collate
+from entrostat.learner.batching import Denominators, Sample
 from entrostat.learner.forward import PerToken, anchor, evaluate, joined, number, observed, plan, prompts_of
 from entrostat.learner.losses import is_clipped, with_entropy
+from entrostat.learner.microbatch import Responses, collate
 from entrostat.learner.objective import Objective
 from entrostat.learner.policy import Policy
 from entrostat.learner.rows import HeadOutput
@@ -105,7 +106,7 @@ def _measured(
         for block in plan(policy, reference, samples, objective)[policy.ranks.number]:
             ours, theirs = prompts_of(policy, block), None if reference is None else prompts_of(reference, block)
             for chosen, counts in block.rounds():
-                batch = collate(chosen, block.prompts, device=policy.device, dtype=number(policy.dtype))
+                batch = collate(chosen, block, device=policy.device, dtype=number(policy.dtype))
                 pulled = None if reference is None else anchor(reference, theirs, batch, objective)
                 now = evaluate(policy, ours, batch, objective)
                 pieces.append(observed(now, pulled, batch.responses, counts=counts))

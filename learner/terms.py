@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from entrostat.learner.batching import Denominators, Responses
+from entrostat.learner.batching import Denominators
 from entrostat.learner.losses import importance_weight, kl_to_reference, smoothed_entropy, surrogate, with_entropy
+from entrostat.learner.microbatch import Responses
 from entrostat.learner.objective import Objective
 from entrostat.learner.rows import HeadOutput
 from entrostat.learner.survey import Settled

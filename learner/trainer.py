@@ -300,4 +300,5 @@ def _loaded(stations: Stations, checkpoint_folder: Path | None, device: torch.de
         source=stations.model.path if checkpoint_folder is None else str(checkpoint_folder / POLICY),
         device=device,
         gradient_checkpointing=stations.learner.gradient_checkpointing,
+        packed=stations.learner.packing,
     )

@@ -25,8 +25,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from entrostat.learner.batching import Denominators, Responses, Sample, collate, denominators, padding_share, part
+from entrostat.learner.batching import Denominators, Sample, denominators, padding_share
 from entrostat.learner.forward import PerToken, anchor, joined, learn, number, observed, plan, prompts_of
+from entrostat.learner.microbatch import Responses, collate, part
 from entrostat.learner.objective import Objective
 from entrostat.learner.policy import Policy
 from entrostat.learner.rows import HeadOutput
@@ -83,7 +84,7 @@ def accumulate(
     for block in plans[policy.ranks.number]:
         ours, theirs = prompts_of(policy, block), None if reference is None else prompts_of(reference, block)
         for chosen, counts in block.rounds():
-            batch = collate(chosen, block.prompts, device=policy.device, dtype=number(policy.dtype))
+            batch = collate(chosen, block, device=policy.device, dtype=number(policy.dtype))
             pulled = None if reference is None else anchor(reference, theirs, batch, objective)
             settled = None if survey is None else survey.settled_of(chosen, policy.device)
             loss = _Loss(objective, count, batch.responses, settled, pulled, unmoved=unmoved, counts=counts)

@@ -66,6 +66,7 @@ class KlCov(Settings, frozen=True, kw_only=True, tag_field="kind", tag="kl_cov")
     strength: Positive = 1.0  # β
 
 
+Packing = Literal["auto", "on", "off"]
 PolicyLoss = PpoClip | Gspo | Cispo | ClipCov | KlCov
 
 
@@ -100,6 +101,7 @@ class LearnerSettings(Settings, frozen=True, kw_only=True):
     truncation_penalty: NonNegative = 0.5  # taken off the reward, with truncated = "penalise"
     kl_coefficient: NonNegative = 0.0  # to the policy the run started from; 0 keeps no reference
     microbatch_tokens: Count = 16_384  # prompts, each counted once, and responses, padding included
+    packing: Packing = "auto"  # rows of whole samples without padding; auto: with a GPU's kernel, where it saves tokens
     head_chunk_tokens: CountOrZero = 0  # rows of logits held at once; 0: 128 MiB of them on a CPU, 1 GiB on a GPU
     gradient_checkpointing: bool = False
     probe_sequences: Count = 4

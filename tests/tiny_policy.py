@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from entrostat.learner.policy import Policy, load_policy
 from entrostat.protocol.entropy_settings import EntropySettings
-from entrostat.protocol.learner_settings import LearnerSettings
+from entrostat.protocol.learner_settings import LearnerSettings, Packing
 from entrostat.protocol.messages import (
     Group,
     Lease,
@@ -91,11 +91,15 @@ def _save_tokenizer(folder: Path, words: Sequence[str]) -> None:
     PreTrainedTokenizerFast(tokenizer_object=known, pad_token=pad, eos_token=eos, unk_token=unk).save_pretrained(folder)
 
 
-def loaded(folder: Path, *, dtype: str = "float32", gradient_checkpointing: bool = False) -> Policy:
+def loaded(
+    folder: Path, *, dtype: str = "float32", gradient_checkpointing: bool = False, packed: Packing = "off"
+) -> Policy:
     """The policy in `folder` as the learner loads it, on the CPU; `float64` makes it exact once it is loaded."""
     settings = ModelSettings(path=str(folder), dtype="bfloat16" if dtype == "bfloat16" else "float32")
     device = torch.device("cpu")
-    policy = load_policy(settings, source=str(folder), device=device, gradient_checkpointing=gradient_checkpointing)
+    policy = load_policy(
+        settings, source=str(folder), device=device, gradient_checkpointing=gradient_checkpointing, packed=packed
+    )
     if dtype == "float64":
         policy.model.double()
     return policy

@@ -19,7 +19,7 @@ from entrostat.learner.steps import take
 from entrostat.learner.trainer import Trainer
 from entrostat.learner.update import accumulate
 from entrostat.protocol.errors import NumericsError
-from entrostat.protocol.learner_settings import ClipCov, Gspo, KlCov, LearnerSettings
+from entrostat.protocol.learner_settings import ClipCov, Gspo, KlCov, LearnerSettings, Packing
 from entrostat.protocol.messages import PolicyVersion, StepOutcome
 from entrostat.protocol.settings import Stations
 from tests.several_ranks import SeveralRanks
@@ -55,12 +55,13 @@ def whole(tensor: Any) -> Any:
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().double().numpy()
 
 
-def made_policy(ranks: Ranks, folder: Path, checkpointing: bool = False) -> Policy:
-    return shard(in_float64(loaded(folder, gradient_checkpointing=checkpointing)), ranks)
+def made_policy(ranks: Ranks, folder: Path, wanted: LearnerSettings, checkpointing: bool = False) -> Policy:
+    return shard(in_float64(loaded(folder, gradient_checkpointing=checkpointing, packed=wanted.packing)), ranks)
 
 
 def gradient_of(ranks: Ranks, folder: Path, changes: dict[str, Any], checkpointing: bool = False) -> dict[str, Any]:
-    policy, wanted = made_policy(ranks, folder, checkpointing), objective(**changes)
+    wanted = objective(**changes)
+    policy = made_policy(ranks, folder, wanted.learner, checkpointing)
     measured = accumulate(policy, None, samples_of(wanted), wanted, "step 1")
     gradients = {name: whole(weight.grad) for name, weight in policy.model.named_parameters()}
     return gradients | {"J": measured.terms.objective, "N": len(measured.tokens.entropy)}
@@ -68,8 +69,10 @@ def gradient_of(ranks: Ranks, folder: Path, changes: dict[str, Any], checkpointi
 
 def steps_of(ranks: Ranks, folder: Path, changes: dict[str, Any], orders: int = 1) -> dict[str, Any]:
     """What an order's steps found and the weights after them; the optimizer has moments from `orders` − 1 before."""
-    policy, wanted = made_policy(ranks, folder), objective(**changes)
-    pull = shard(freeze(moved(in_float64(loaded(folder)), 0.05)), ranks) if wanted.learner.kl_coefficient else None
+    wanted = objective(**changes)
+    policy = made_policy(ranks, folder, wanted.learner)
+    other = moved(in_float64(loaded(folder, packed=wanted.learner.packing)), 0.05)
+    pull = shard(freeze(other), ranks) if wanted.learner.kl_coefficient else None
     optimizer = Optimizer(policy.model.named_parameters(), wanted.learner, ranks)
     order = ordered(groups_of_all_kinds())
     for _ in range(orders):
@@ -93,21 +96,23 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any], tolerance: floa
         np.testing.assert_allclose(found[name], value, rtol=0, atol=tolerance, err_msg=name)
 
 
+@pytest.mark.parametrize("packing", ["off", "on"])
 @pytest.mark.parametrize("budget", [1, 40, 100_000])
 def test_the_gradient_is_the_same_for_any_micro_batch_and_number_of_ranks(
-    two: SeveralRanks, folder: Path, budget: int
+    two: SeveralRanks, folder: Path, budget: int, packing: Packing
 ) -> None:
     expected = gradient_of(ALONE, folder, {"microbatch_tokens": 60})
-    for found in two.run(gradient_of, folder, {"microbatch_tokens": budget}):
+    for found in two.run(gradient_of, folder, {"microbatch_tokens": budget, "packing": packing}):
         assert_same(found, expected)
 
 
 def test_a_head_of_its_own_and_gradient_checkpointing_change_nothing(two: SeveralRanks, tmp_path: Path) -> None:
     untied = make_policy(tmp_path / "untied", tied=False)
     expected = gradient_of(ALONE, untied, {})
-    for checkpointing in (False, True):
-        for found in two.run(gradient_of, untied, {}, checkpointing):
-            assert_same(found, expected)
+    for changes in ({}, {"packing": "on"}):
+        for checkpointing in (False, True):
+            for found in two.run(gradient_of, untied, changes, checkpointing):
+                assert_same(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +124,7 @@ def test_a_head_of_its_own_and_gradient_checkpointing_change_nothing(two: Severa
         {**PARTS, "loss": ClipCov(share=0.2, covariance_low=-5.0), "entropy_advantage": 0.1},
         {"loss": KlCov(share=0.2), "sequence_mask": 1.5, "proximal": "learner"},
         {"minibatches": 4, "measure_balance": True},
+        {**PARTS, "packing": "on", "policy_tokens": 0.5, "kl_coefficient": 0.3},
     ],
 )
 def test_two_ranks_take_the_steps_that_one_takes(two: SeveralRanks, folder: Path, changes: dict[str, Any]) -> None:
@@ -128,10 +134,10 @@ def test_two_ranks_take_the_steps_that_one_takes(two: SeveralRanks, folder: Path
         assert_same(found, expected)
 
 
-def uneven(ranks: Ranks, folder: Path, kind: str) -> dict[str, Any]:
+def uneven(ranks: Ranks, folder: Path, kind: str, packing: Packing) -> dict[str, Any]:
     """A step that is another for each rank: a lone sample for one of them, or responses of one token for one."""
-    wanted = objective(microbatch_tokens=40)
-    policy, samples = made_policy(ranks, folder), samples_of(wanted)
+    wanted = objective(microbatch_tokens=40, packing=packing)
+    policy, samples = made_policy(ranks, folder, wanted.learner), samples_of(wanted)
     if kind == "a lone sample":
         samples = tuple(one for one in samples if one.counts)[:1]
     else:
@@ -146,17 +152,18 @@ def shortened(sample: Sample) -> Sample:
     return replace(sample, tokens=sample.tokens[: sample.prompt_length + 1], behaviour=sample.behaviour[:1])
 
 
+@pytest.mark.parametrize("packing", ["off", "on"])
 @pytest.mark.parametrize("kind", ["a lone sample", "responses of one token"])
-def test_a_rank_with_less_to_do_keeps_step(two: SeveralRanks, folder: Path, kind: str) -> None:
-    expected = uneven(ALONE, folder, kind)
-    for found in two.run(uneven, folder, kind):
+def test_a_rank_with_less_to_do_keeps_step(two: SeveralRanks, folder: Path, kind: str, packing: Packing) -> None:
+    expected = uneven(ALONE, folder, kind, "off")
+    for found in two.run(uneven, folder, kind, packing):
         assert_same(found, expected)
 
 
 def not_finite(ranks: Ranks, folder: Path) -> str:
     """The error of a step with one bad sample, which only one rank computes."""
     wanted = objective(importance_cap=0.0, proximal="behaviour")
-    policy = made_policy(ranks, folder)
+    policy = made_policy(ranks, folder, wanted.learner)
     first, *others = samples_of(wanted)
     bad = replace(first, behaviour=np.full_like(first.behaviour, np.nan))
     with pytest.raises(NumericsError) as caught:
@@ -272,7 +279,7 @@ def test_weights_are_gathered_on_the_first_rank_alone(two: SeveralRanks, folder:
 
 
 def gathered_after_a_pass(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    policy = made_policy(ranks, folder)
+    policy = made_policy(ranks, folder, LearnerSettings())
     policy.hidden(torch.ones(1, 3, dtype=torch.int64))
     return {name: tensor.numpy() for name, tensor in gather(policy).items()}
 

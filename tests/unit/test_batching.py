@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrostat.learner.batching import Block, Sample, blocks, collate, denominators, flatten, padding_share
+from entrostat.learner.batching import Block, Sample, blocks, denominators, flatten, padding_share
+from entrostat.learner.microbatch import collate
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import PolicyVersion
 from tests.tiny_policy import make_group, make_order
@@ -104,7 +105,7 @@ def test_copies_of_a_long_prompts_keys_are_bounded() -> None:
 def test_rows_that_go_on_from_a_prompt_start_with_its_last_state() -> None:
     samples = [*family(1, 3, 4, 1), *family(7, 5, 2)]
     (block,) = blocks(samples, 1000, shared=True)
-    batch = collate(block.batches[0], block.prompts, device=torch.device("cpu"), dtype=torch.float64)
+    batch = collate(block.batches[0], block, device=torch.device("cpu"), dtype=torch.float64)
     assert [one.index for one in block.batches[0]] == [1, 7, 2]
     assert batch.prompt.tolist() == [1, 0, 1]
     assert batch.tokens[0].tolist() == [103, 104, 105]
@@ -116,7 +117,7 @@ def test_rows_that_go_on_from_a_prompt_start_with_its_last_state() -> None:
 
 def test_every_response_token_is_predicted_from_the_token_before_it() -> None:
     samples = [sample(1, 3, 4), sample(2, 2, 1), sample(3, 5, 2)]
-    batch = collate(samples, device=torch.device("cpu"), dtype=torch.float64)
+    batch = collate(samples, Block(prompts=(), batches=()), device=torch.device("cpu"), dtype=torch.float64)
     before = batch.tokens.flatten()[batch.positions]
     assert (batch.targets - before).tolist() == [1] * 7
     assert batch.targets.tolist() == [103, 104, 105, 106, 202, 305, 306]

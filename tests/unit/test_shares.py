@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrostat.learner.batching import Block, Sample, blocks, padding_share
+from entrostat.learner.batching import Block, Sample, blocks, packed_blocks, padding_share
 from entrostat.learner.shares import in_step, shares
 
 FAMILIES = st.lists(
@@ -74,14 +74,23 @@ def test_fewer_prompts_are_computed_twice_than_there_are_ranks(
     assert sum(map(len, held)) - len(together) <= count - 1
 
 
-@given(families=FAMILIES, count=st.integers(1, 5), shared=st.booleans(), budget=st.integers(1, 200))
+@given(
+    families=FAMILIES,
+    count=st.integers(1, 5),
+    kind=st.sampled_from(["shared", "whole", "packed"]),
+    budget=st.integers(1, 200),
+)
 @settings(deadline=None)
 def test_all_ranks_make_the_same_passes_and_the_idle_ones_are_of_prompts_that_are_there(
-    families: list[tuple[int, list[int]]], count: int, shared: bool, budget: int
+    families: list[tuple[int, list[int]]], count: int, kind: str, budget: int
 ) -> None:
+    shared = kind == "shared"
     parts = shares(samples_of(families), count, shared=shared)
-    plans = in_step([blocks(part, budget, shared=shared) for part in parts])
-    passes = [[(bool(block.prompts), len(list(block.rounds()))) for block in plan] for plan in plans]
+    if kind == "packed":
+        plans = in_step([packed_blocks(part, budget) for part in parts])
+    else:
+        plans = in_step([blocks(part, budget, shared=shared) for part in parts])
+    passes = [[(bool(block.prompts), block.packed, len(list(block.rounds()))) for block in plan] for plan in plans]
     assert all(one == other for one, other in pairwise(passes))
     for part, plan in zip(parts, plans, strict=True):
         real = [one for block in plan for batch, counts in block.rounds() for one in batch if counts]
@@ -104,6 +113,9 @@ def test_what_is_computed_idly_is_padding() -> None:
     busy = Block(prompts=(long.prompt,), batches=((long,),))
     plans = in_step([[busy], [Block(prompts=(short.prompt,), batches=((short,),))]])
     assert padding_share(block for plan in plans for block in plan) == 0.0
+    packed = in_step([packed_blocks([long], 9), packed_blocks([short, short], 4)])
+    assert [block.packed for plan in packed for block in plan] == [True, True]
+    assert padding_share(block for plan in packed for block in plan) == pytest.approx(8 / (8 + 8 + 4 + 4))
     idle = in_step([[busy], []])
     assert idle[1][0].idle == ((long,),)
     assert padding_share(block for plan in idle for block in plan) == pytest.approx(0.5)

@@ -92,6 +92,13 @@ def test_a_report_counts_each_token_once_and_each_step(make_trainer: Any, change
     assert report.phases.forward_backward > report.phases.optimizer > 0
 
 
+def test_a_trainer_that_is_told_to_pack_reports_the_same_step_without_padding(make_trainer: Any) -> None:
+    packed, padded = (trained(make_trainer(packing=how, kl_coefficient=0.3)) for how in ("on", "auto"))
+    assert (packed.padding_share, padded.padding_share > 0) == (0.0, True)
+    for name in ("entropy", "clamped_entropy", "loss", "gradient_norm", "drift_mean"):
+        assert getattr(packed, name) == pytest.approx(getattr(padded, name), rel=1e-4, abs=1e-6), name
+
+
 def test_rejected_samples_are_counted_in_the_report(make_trainer: Any) -> None:
     groups = groups_of_all_kinds()
     trainer = make_trainer()
