@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from benchmarks.head_ways import CLAMPED, DROP_FRACTION, Inputs, Way, inputs, ways
+from entrostat.learner import rows_torch
 from entrostat.learner.head import kernels
 
 PRODUCTS = 3  # one forward and two backward, the least that a head's gradient takes
@@ -128,19 +129,30 @@ def chunk_kernels(rows: int, vocabulary: int, device: torch.device, repeats: int
 
 
 def selections(rows: int, vocabulary: int, device: torch.device, repeats: int) -> dict[str, Found]:
-    """Where the clamped set ends in each row of logits: torch's ways, and on a GPU ours."""
+    """Where the clamped set ends in each row of logits: ours, and torch's ways."""
     logits, _ = _logits(rows, vocabulary, device)
     dropped = int(DROP_FRACTION * vocabulary)
     named: dict[str, Callable[[], object]] = {
+        "ours": _selection(logits, dropped),
         "torch.topk": lambda: logits.topk(vocabulary - dropped, -1, sorted=False),
         "torch.kthvalue": lambda: logits.kthvalue(dropped + 1, -1),
         "torch.sort": lambda: logits.sort(-1),
     }
-    if device.type == "cuda":
+    return in_turn(named, device, repeats, {"bytes": float(logits.numel() * logits.element_size())})
+
+
+def _selection(logits: Tensor, dropped: int) -> Callable[[], object]:
+    if logits.is_cuda:
         from entrostat.learner.cuts_cuda import select  # triton is not there without a GPU
 
-        named = {"ours": lambda: select(logits, dropped), **named}
-    return in_turn(named, device, repeats, {"bytes": float(logits.numel() * logits.element_size())})
+        return lambda: select(logits, dropped)
+
+    def ranked() -> None:
+        with rows_torch.Desk(logits, 1) as desk:
+            for part in desk.parts():
+                rows_torch.rank(logits[part], CLAMPED, desk.places(part)[0], desk)
+
+    return ranked
 
 
 def ceilings(side: int, dtype: torch.dtype, size: int, device: torch.device, repeats: int) -> dict[str, Found]:

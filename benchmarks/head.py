@@ -15,6 +15,7 @@ from benchmarks.head_ways import CHUNK_TOKENS, DROP_FRACTION, WAYS
 
 NAME = "head"
 CODE = (
+    "benchmarks/gpu_head.py",
     "benchmarks/head_run.py",
     "benchmarks/head_ways.py",
     "learner/head.py",

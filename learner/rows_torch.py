@@ -102,7 +102,7 @@ class Desk:
 def _of_set(z: Tensor, estimator: EstimatorSettings, desk: Desk) -> dict[str, Tensor]:
     """Everything of a block `[R, V]` besides the drawn tokens' log-probs."""
     ranked, weight = desk.places(slice(0, len(z)))
-    dropped, below = _ranked(z, estimator, ranked, desk)
+    dropped, below = rank(z, estimator, ranked, desk)
     cut, peak = ranked.gather(-1, dropped[:, None]).squeeze(-1), ranked[:, int(dropped.min()) :].amax(-1)
     last = _last(z, ranked, cut, dropped, below)
     ranked -= peak[:, None]
@@ -123,8 +123,8 @@ def _of_set(z: Tensor, estimator: EstimatorSettings, desk: Desk) -> dict[str, Te
     }
 
 
-def _ranked(z: Tensor, estimator: EstimatorSettings, ranked: Tensor, desk: Desk) -> tuple[Tensor, Tensor]:
-    """Puts each row into `ranked`, the dropped logits first and the smallest kept one after them.
+def rank(z: Tensor, estimator: EstimatorSettings, ranked: Tensor, desk: Desk) -> tuple[Tensor, Tensor]:
+    """Puts each row of a block into `ranked`, the dropped logits first and the smallest kept one after them.
 
     Returns how many are dropped and the largest of them (−inf where there is none), `[R]` each.
     """

@@ -84,7 +84,7 @@ def test_kernels_and_selections_are_measured() -> None:
     assert set(moved) == set(gpu.KERNELS)
     assert moved["gradient, in place"].work["bytes"] == 2 * moved["log-prob alone"].work["bytes"] == 2 * 3 * 40 * 4
     found = selections(3, 40, CPU, 2)
-    assert set(found) | {"ours"} == set(gpu.SELECTIONS)  # ours is for GPUs alone
+    assert set(found) == set(gpu.SELECTIONS)
     twice = {**found, "ours": Found(seconds=tuple(0.5 * one for one in found["torch.sort"].seconds))}
     rows = {row[0]: row for row in rows_of(gpu.document({"selection": twice}, "a CPU")) if row[1]}
     assert rows["torch.sort"][2] == "× 2.0 (≥ 5) ours"
