@@ -4,7 +4,7 @@ BIN := .venv/bin
 CONFIG ?= deploy/runs/quickstart.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit check format lock clean bench-law bench-toy bench-collapse bench-trl bench-tables bench-weights
+.PHONY: help setup demo test unit check format lock clean bench-law bench-toy bench-collapse bench-trl bench-beside-trl bench-tables bench-weights
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -50,6 +50,9 @@ bench-collapse: setup ## every method on two tasks, hours; goes on where it stop
 
 bench-trl: setup ## what entropy TRL and our laws hold, ours at several delays too
 	$(BIN)/python -m benchmarks.collapse --part tracking
+
+bench-beside-trl: setup ## a step's time and reward after equal time, beside TRL's trainer; an hour on two quiet cores
+	$(BIN)/python -m benchmarks.beside_trl --cores 0,1
 
 bench-weights: setup ## what an update of weights costs, in copies of its bytes; needs 5 GiB of memory
 	$(BIN)/python -m benchmarks.weights

@@ -12,7 +12,7 @@ import psutil
 
 from benchmarks.cells import ROOT
 
-SHOWN = 2000  # characters of what a failed command wrote
+SHOWN = 12_000  # characters of what a failed command wrote: what failed stands above its launcher's own words
 END_SECONDS = 10.0
 
 
