@@ -171,9 +171,14 @@ def _shown(values: Float64) -> str:
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]" if len(values) > 1 else f"{mean:.3f}"
 
 
-def write_tables(tasks: Sequence[Task], results: Results) -> None:
-    """`table.md` beside the cells."""
+def write_tables(tasks: Sequence[Task], results: Results, outdated: int = 0) -> None:
+    """`table.md` beside the cells, which says how many of them other code than today's made."""
     parts: list[str] = []
+    if outdated:
+        parts += [
+            f"Of {len(results)} runs {outdated} are of code before today's: `make bench-collapse` makes them anew.",
+            "",
+        ]
     for task in tasks:
         count = sum(one.task.name == task.name for one in results)
         if not count:

@@ -9,6 +9,7 @@ from pathlib import Path
 from entrostat.actors.tasks.jsonl import count_rows
 from entrostat.config import RunConfig
 from entrostat.contradictions import ModelFacts, model_facts, prompt_count
+from entrostat.learner.objective import chunk_tokens
 from entrostat.methods import Line, entropy_lines, filter_lines, loss_lines, method_notes
 from entrostat.preflight import VERSIONS_IN_MEMORY
 from entrostat.protocol.entropy_settings import AnchoredLaw, BandLaw, ThermostatLaw
@@ -195,10 +196,11 @@ def _memory(config: RunConfig, facts: ModelFacts | None) -> Iterator[Line]:
             "GPUs yet",
         )
     if facts and facts.vocab_size:
-        rows = min(config.learner.head_chunk_tokens, config.learner.microbatch_tokens)
+        rows = chunk_tokens(config.learner, facts.vocab_size, on_gpu=config.learner.device != "cpu")
+        rows = min(rows, config.learner.microbatch_tokens)
         yield (
             "logits at once",
-            f"{_size(rows * facts.vocab_size * 4)}, some times over: {rows:,} tokens × {facts.vocab_size:,}, float32",
+            f"{_size(rows * facts.vocab_size * 4)}: {rows:,} tokens × {facts.vocab_size:,}, float32",
         )
     match config.rollout.engine:
         case VllmSettings() as engine:

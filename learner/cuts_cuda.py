@@ -6,6 +6,9 @@ the logit's bits as an integer of the same order. Where the bracket misses, or t
 bisection goes over the whole row instead: slower, and as exact. A nucleus, a matter of mass, always does that.
 """
 
+# A kernel is compiled from its source: its types are not those that a checker of Python sees.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
+
 import math
 from typing import Any
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from entrostat.learner.batching import Block, MicroBatch, Responses, Sample, blocks
 from entrostat.learner.head import RowLoss, fused_head, fused_head_loss
 from entrostat.learner.losses import kl_to_reference
-from entrostat.learner.objective import Objective
+from entrostat.learner.objective import Objective, chunk_tokens
 from entrostat.learner.policy import Policy
 from entrostat.learner.ranks import Ranks
 from entrostat.learner.rows import HeadOutput
@@ -54,7 +54,7 @@ def evaluate(policy: Policy, prompts: SharedPrompts | None, batch: MicroBatch, o
         batch.targets,
         temperature=objective.temperature,
         estimator=objective.estimator,
-        chunk_tokens=objective.learner.head_chunk_tokens,
+        chunk_tokens=_chunk(policy, objective),
     )
 
 
@@ -76,7 +76,7 @@ def learn(
         loss,
         temperature=objective.temperature,
         estimator=objective.estimator,
-        chunk_tokens=objective.learner.head_chunk_tokens,
+        chunk_tokens=_chunk(policy, objective),
     )
     value.backward()
     return now
@@ -91,9 +91,13 @@ def anchor(reference: Policy, prompts: SharedPrompts | None, batch: MicroBatch, 
             batch.targets,
             temperature=objective.temperature,
             estimator=None,
-            chunk_tokens=objective.learner.head_chunk_tokens,
+            chunk_tokens=_chunk(reference, objective),
         )
     return said.logprob
+
+
+def _chunk(policy: Policy, objective: Objective) -> int:
+    return chunk_tokens(objective.learner, policy.head_weight.shape[0], on_gpu=policy.device.type == "cuda")
 
 
 def _states(policy: Policy, prompts: SharedPrompts | None, batch: MicroBatch) -> Tensor:

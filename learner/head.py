@@ -6,19 +6,19 @@ each chunk's gradient while its logits are there, and makes three; losses that l
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from entrostat.learner import rows_cpu
+from entrostat.learner import rows_torch
 from entrostat.learner.rows import Estimator, HeadOutput, Kernels, Rows, joined
 
 # Up to so many logits (64 MiB in float32) `fused_head` keeps them for its backward pass, which then saves a product.
 KEPT_LOGITS = 2**24
-# Rows of the weight whose gradient is made at a time where the head computes in half precision.
+# Rows of the weight that are converted, or whose gradient is, at a time where the head is in half precision.
 SLAB = 2**13
 
 OUTPUTS = ("logprob", "clamped_entropy", "entropy", "clamped_mass")
@@ -40,7 +40,7 @@ def fused_head(
     `logprob` and `clamped_entropy` have gradients, for any weights per token. At most `chunk_tokens` rows of logits
     live at a time. Sums are in float32 for half precision, else in the inputs' own.
     """
-    columns = _Head.apply(hidden, weight, targets, temperature, estimator, chunk_tokens)
+    columns = _Head.apply(hidden, weight, targets, _How(temperature, estimator, chunk_tokens))
     return HeadOutput(**dict(zip(OUTPUTS, columns, strict=True)))
 
 
@@ -66,33 +66,34 @@ def fused_head_loss(
         estimator: of the entropy; None where only log-probs are read.
         chunk_tokens: rows of logits that live at a time.
     """
-    total, *columns = _Loss.apply(hidden, weight, targets, loss, temperature, estimator, chunk_tokens)
+    total, *columns = _Loss.apply(hidden, weight, targets, loss, _How(temperature, estimator, chunk_tokens))
     return total, HeadOutput(**dict(zip(OUTPUTS, columns, strict=True)))
+
+
+@dataclass(frozen=True)
+class _How:
+    """What is measured of the rows, and how many at a time."""
+
+    temperature: float
+    estimator: Estimator
+    chunk_tokens: int
 
 
 class _Head(torch.autograd.Function):  # type: ignore[misc]  # torch is not typed
     """`OUTPUTS`, `[T]` each; the first two have gradients."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        temperature: float,
-        estimator: Estimator,
-        chunk_tokens: int,
-    ) -> tuple[Tensor, ...]:
-        chunks = _Chunks(hidden, weight, temperature, chunk_tokens)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, how: _How) -> tuple[Tensor, ...]:
+        chunks = _Chunks(hidden, weight, how)
         keep = any(ctx.needs_input_grad) and hidden.shape[0] * weight.shape[0] <= KEPT_LOGITS
         measured, kept = [], []
         for chunk in chunks:
             z = chunks.logits(chunk, fresh=keep)
-            measured.append(kernels(z).measure(z, targets[chunk], estimator))
+            measured.append(kernels(z).measure(z, targets[chunk], how.estimator))
             kept += [z] if keep else []
         output = joined([one for one, _ in measured])
         ctx.rows, ctx.kept = [rows for _, rows in measured], kept
-        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        ctx.how = how
         ctx.save_for_backward(hidden, weight, targets)
         ctx.mark_non_differentiable(output.entropy, output.clamped_mass)
         return tuple(getattr(output, name) for name in OUTPUTS)
@@ -101,14 +102,14 @@ class _Head(torch.autograd.Function):  # type: ignore[misc]  # torch is not type
     @once_differentiable  # type: ignore[untyped-decorator]  # torch is not typed
     def backward(ctx: Any, logprob: Tensor, entropy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets = ctx.saved_tensors
-        chunks = _Chunks(hidden, weight, ctx.temperature, ctx.chunk_tokens)
+        chunks = _Chunks(hidden, weight, ctx.how)
         gradient = _Gradient(hidden, weight, ctx.needs_input_grad)
         kept, ctx.kept = ctx.kept, []  # gradients take their place
         for i, chunk in enumerate(chunks):
             z = kept[i] if kept else chunks.logits(chunk)
             chunks.gradient_(z, targets[chunk], ctx.rows[i], logprob[chunk], entropy[chunk])
             gradient.add(z, chunk)
-        return gradient.hidden, gradient.of_weight(), None, None, None, None
+        return gradient.hidden, gradient.of_weight(), None, None
 
 
 class _Loss(torch.autograd.Function):  # type: ignore[misc]  # torch is not typed
@@ -116,22 +117,15 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]  # torch is not type
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        loss: RowLoss,
-        temperature: float,
-        estimator: Estimator,
-        chunk_tokens: int,
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, loss: RowLoss, how: _How
     ) -> tuple[Tensor, ...]:
-        chunks = _Chunks(hidden, weight, temperature, chunk_tokens)
+        chunks = _Chunks(hidden, weight, how)
         gradient = _Gradient(hidden, weight, ctx.needs_input_grad)
         outputs: list[HeadOutput] = []
         total = hidden.new_zeros((), dtype=torch.float64)
         for chunk in chunks:
             z = chunks.logits(chunk)
-            output, rows = kernels(z).measure(z, targets[chunk], estimator)
+            output, rows = kernels(z).measure(z, targets[chunk], how.estimator)
             outputs.append(output)
             value, logprob, entropy = _loss_of(loss, output, chunk)
             total += value
@@ -152,7 +146,7 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]  # torch is not type
             for gradient in (hidden, weight):
                 if gradient is not None:
                     gradient *= scale.to(gradient.dtype)
-        return hidden, weight, None, None, None, None, None
+        return hidden, weight, None, None, None
 
 
 def _loss_of(loss: RowLoss, output: HeadOutput, chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,9 +162,9 @@ def _loss_of(loss: RowLoss, output: HeadOutput, chunk: slice) -> tuple[Tensor, T
 class _Chunks:
     """The head's logits, a chunk at a time, all in one place unless asked otherwise."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, temperature: float, chunk_tokens: int) -> None:
-        self._hidden, self._weight, self._temperature = hidden, weight, temperature
-        self._size = min(chunk_tokens, len(hidden)) or 1
+    def __init__(self, hidden: Tensor, weight: Tensor, how: _How) -> None:
+        self._hidden, self._weight, self._temperature = hidden, weight, how.temperature
+        self._size = min(how.chunk_tokens, len(hidden)) or 1
         self._place: Tensor | None = None
 
     def __iter__(self) -> Iterator[slice]:
@@ -184,7 +178,12 @@ class _Chunks:
             self._place = self._hidden.new_empty(self._size, len(self._weight), dtype=_precise(self._hidden.dtype))
         some = self._hidden[chunk]
         logits = self._place[: len(some)]
-        _product(some, self._weight.t(), logits)
+        if _is_half_on_gpu(some):
+            torch.mm(some, self._weight.t(), out_dtype=logits.dtype, out=logits)
+        else:
+            some = some.to(logits.dtype)
+            for slab, weight in _slabs(self._weight):
+                torch.mm(some, weight.t(), out=logits[:, slab])
         return logits if self._temperature == 1.0 else logits.div_(self._temperature)
 
     def gradient_(self, logits: Tensor, targets: Tensor, rows: Rows, logprob: Tensor, entropy: Tensor) -> None:
@@ -202,21 +201,43 @@ class _Gradient:
 
     def add(self, logits: Tensor, chunk: slice) -> None:
         """The chunk's, from `∂/∂(hidden · weightᵀ)` `[C, V]`."""
-        asked = logits.to(self._weights.dtype)
+        some = self._inputs[chunk]
+        if _is_half_on_gpu(some):
+            self._add_half(logits.to(some.dtype), some, chunk)
+            return
+        some = some.to(logits.dtype)
+        of_hidden = torch.zeros_like(some)
+        for slab, weight in _slabs(self._weights):
+            if self.hidden is not None:
+                of_hidden.addmm_(logits[:, slab], weight)
+            if self._weight is not None:
+                self._weight[slab].addmm_(logits[:, slab].t(), some)
+        if self.hidden is not None:
+            self.hidden[chunk] = of_hidden
+
+    def _add_half(self, asked: Tensor, some: Tensor, chunk: slice) -> None:
         if self.hidden is not None:
             torch.mm(asked, self._weights, out=self.hidden[chunk])
-        if self._weight is None:
-            return
-        if asked.dtype == self._weight.dtype:
-            self._weight.addmm_(asked.t(), self._inputs[chunk])
-            return
-        for start in range(0, len(self._weight), SLAB):
-            slab = slice(start, start + SLAB)
-            self._weight[slab] += torch.mm(asked[:, slab].t(), self._inputs[chunk])
+        if self._weight is not None:
+            for start in range(0, len(self._weight), SLAB):
+                slab = slice(start, start + SLAB)
+                self._weight[slab] += torch.mm(asked[:, slab].t(), some)
 
     def of_weight(self) -> Tensor | None:
         """`[V, D]` in the weight's precision."""
         return None if self._weight is None else self._weight.to(self._weights.dtype)
+
+
+def _slabs(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The weight in the precision of sums: as it is, or where that is another, some of its rows at a time.
+
+    A CPU without bfloat16 instructions takes six times as long for a product in bfloat16 as in float32.
+    """
+    precise = _precise(weight.dtype)
+    size = len(weight) if weight.dtype == precise else SLAB
+    for start in range(0, len(weight), size):
+        slab = slice(start, min(start + size, len(weight)))
+        yield slab, weight[slab].to(precise)
 
 
 def kernels(logits: Tensor) -> Kernels:
@@ -225,7 +246,7 @@ def kernels(logits: Tensor) -> Kernels:
         from entrostat.learner import rows_cuda  # triton is not there without a GPU
 
         return rows_cuda
-    return rows_cpu
+    return rows_torch
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:
@@ -233,10 +254,5 @@ def _precise(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    if left.dtype == out.dtype:
-        torch.mm(left, right, out=out)
-    elif left.is_cuda:
-        torch.mm(left, right, out_dtype=out.dtype, out=out)
-    else:
-        out.copy_(torch.mm(left, right))
+def _is_half_on_gpu(values: Tensor) -> bool:
+    return bool(values.is_cuda) and values.dtype != _precise(values.dtype)

@@ -8,6 +8,8 @@ from entrostat.protocol.learner_settings import ClipCov, KlCov, LearnerSettings
 from entrostat.protocol.settings import RolloutSettings
 
 EVERY_TOKEN = EntropySettings().tokens
+# float32 logits that are held at once: 128 MiB and 1 GiB of them.
+LOGITS_ON_CPU, LOGITS_ON_GPU = 2**25, 2**28
 RESPONSE_LIMIT = RolloutSettings().max_response_tokens
 
 
@@ -26,6 +28,11 @@ class Objective:
 def steps_per_order(settings: LearnerSettings) -> int:
     """Optimizer steps that an order is taken in, each of its tokens `epochs` times."""
     return settings.minibatches * settings.epochs
+
+
+def chunk_tokens(settings: LearnerSettings, vocabulary: int, *, on_gpu: bool) -> int:
+    """Rows of logits that the head holds at once."""
+    return settings.head_chunk_tokens or max(1, (LOGITS_ON_GPU if on_gpu else LOGITS_ON_CPU) // vocabulary)
 
 
 def needs_survey(objective: Objective) -> bool:

@@ -1,7 +1,7 @@
 """What a chunk of logits says, and its gradient: the one seam between the head and where it is computed.
 
-`rows_cpu.py` does it with numpy, `rows_cuda.py` with Triton kernels; both see a chunk `[C, V]` at a time, read it as
-little as they can, and leave its gradient in its place.
+`rows_torch.py` does it in plain torch, `rows_cuda.py` with Triton kernels; both see a chunk `[C, V]` at a time, read it
+as little as they can, and leave its gradient in its place.
 """
 
 from dataclasses import dataclass, fields

@@ -1,5 +1,8 @@
 """The rows of a chunk of logits on a GPU: Triton kernels, one program a row, no atomics, so that results repeat."""
 
+# A kernel is compiled from its source: its types are not those that a checker of Python sees.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
+
 from typing import Any
 
 import torch

@@ -100,7 +100,7 @@ class LearnerSettings(Settings, frozen=True, kw_only=True):
     truncation_penalty: NonNegative = 0.5  # taken off the reward, with truncated = "penalise"
     kl_coefficient: NonNegative = 0.0  # to the policy the run started from; 0 keeps no reference
     microbatch_tokens: Count = 16_384  # prompts, each counted once, and responses, padding included
-    head_chunk_tokens: Count = 4_096  # rows of logits held at once
+    head_chunk_tokens: CountOrZero = 0  # rows of logits held at once; 0: 128 MiB of them on a CPU, 1 GiB on a GPU
     gradient_checkpointing: bool = False
     probe_sequences: Count = 4
     drift_alarm: Positive = 0.1  # warn above this mean |log π − log μ| of the sampled tokens, nats …

@@ -1,5 +1,6 @@
 """Settings for every test: no telemetry, no cluster but the test's own, real test data only where it is."""
 
+import importlib
 import logging
 import os
 from collections.abc import Iterator
@@ -14,6 +15,11 @@ settings.load_profile("entrostat")
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+# Triton's own functions are for its interpreter, or not, from its first import on: here they are.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TRITON_INTERPRET", "1")
+    importlib.import_module("triton.language")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

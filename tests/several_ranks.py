@@ -9,13 +9,13 @@ from typing import Any
 
 from entrostat.learner.ranks import Ranks
 
-ANSWER_SECONDS = 1500.0
+ANSWER_SECONDS = 300.0
 
 
 class SeveralRanks:
     """`count` processes that have joined each other; `seconds` is the longest they wait for one another."""
 
-    def __init__(self, folder: Path, count: int = 2, seconds: float = 1400.0) -> None:
+    def __init__(self, folder: Path, count: int = 2, seconds: float = 240.0) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Any] = []
         self._processes: list[Any] = []

@@ -109,9 +109,9 @@ def test_the_frontier_s_rows_differ_from_their_method_in_one_number() -> None:
         assert law.coefficient == pytest.approx(factor * fixed.coefficient, rel=1e-5)
 
 
-@pytest.mark.parametrize(("seed", "found"), [(TUNING_SEED, "second"), (1, None)])
-def test_only_a_tuning_cell_outlives_the_code_that_made_it(
-    seed: int, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("seed", "counted"), [(TUNING_SEED, 0), (1, 1)])
+def test_a_cell_outlives_the_code_that_made_it_and_is_counted_unless_it_is_of_tuning(
+    seed: int, counted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cells, "RESULTS", tmp_path)
     one = Cell(task=TASKS["sums"], row=tuning_rows(TASKS["sums"])[0], seed=seed)
@@ -123,9 +123,11 @@ def test_only_a_tuning_cell_outlives_the_code_that_made_it(
         file = folder / f"{one.name}-{age:012x}.json"
         file.write_text(json.dumps({"config": kept, "result": {"made": name}}))
         os.utime(file, (age, age))
-    assert collapse.there(one) == (found and {"made": found})
+    assert collapse.there(one) == {"made": "second"}
+    assert collapse.outdated([one]) == counted
     cells.cell("collapse", one.name, config, code, lambda: {"made": "now"})
     assert collapse.there(one) == {"made": "now"}
+    assert collapse.outdated([one]) == 0
 
 
 def test_trl_is_asked_for_the_same_task_and_target() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from entrostat.learner import rows_cpu
+from entrostat.learner import rows_torch
 from entrostat.learner.entropy import entropy_within, full_entropy, mass_outside
 from entrostat.learner.rows import Estimator, Kernels
 from entrostat.learner.token_sets import FewTokens, TokenSet, kept_tokens, nucleus_tokens, top_k_tokens
@@ -33,7 +33,7 @@ GPU_MODULES = ("entrostat.learner.cuts_cuda", "entrostat.learner.rows_cuda")
 def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
     """Each implementation; Triton looks at its setting when a kernel is defined."""
     if request.param == "cpu":
-        yield rows_cpu
+        yield rows_torch
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
@@ -163,7 +163,7 @@ def test_any_row_is_cut_as_a_sort_cuts_it(data: st.DataObject) -> None:
     levels = st.sampled_from([-math.inf, -2.0, -0.0, 0.0, 1.5, 1.5000001, 7.0])
     row = data.draw(st.lists(levels, min_size=2, max_size=40))
     logits, fraction = torch.tensor([row]), data.draw(st.floats(0.0, 0.99))
-    _, found = rows_cpu.measure(logits, torch.zeros(1, dtype=torch.int64), ClampedEntropy(drop_fraction=fraction))
+    _, found = rows_torch.measure(logits, torch.zeros(1, dtype=torch.int64), ClampedEntropy(drop_fraction=fraction))
     kept = len(row) - min(int(fraction * len(row)), len(row) - 1)
     best = sorted(range(len(row)), key=lambda at: (-row[at], at))[:kept]
     ids = torch.arange(len(row))
