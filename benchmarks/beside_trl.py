@@ -15,12 +15,14 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import get_args
 
 from benchmarks import beside_trl_report as report
 from benchmarks import trl_environment
 from benchmarks.beside_trl_cells import CORES, QUICK, Job, Part, Plan, Result, jobs
-from benchmarks.cells import RESULTS, cell, machine, place
+from benchmarks.cells import RESULTS, cell, place
+from benchmarks.older_cells import older, result_in
 from benchmarks.trl_ways import FASTEST, WAYS
 
 log = logging.getLogger("beside_trl")
@@ -34,9 +36,26 @@ def measure(job: Job, *, quick: bool) -> Result:
     return job.compute() if quick else cell(NAME, job.name, job.config, job.code, job.compute)
 
 
-def tables(plan: Plan, found: Mapping[str, Result]) -> str:
-    """All tables of what there is."""
-    text = [f"# Entrostat beside TRL 1.16's GRPOTrainer\n\n{machine()}; both sides on the same {CORES} cores.\n"]
+def there(job: Job) -> Path | None:
+    """The cell's file; else the newest that other code made."""
+    path = place(NAME, job.name, job.config, job.code)
+    return path if path.is_file() else older(path, job.config)
+
+
+def chosen_jobs(plan: Plan, parts: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Job]:
+    """What is to be measured: of the parts and seeds named, or all."""
+    return [
+        job
+        for job in jobs(plan)
+        if (parts is None or job.part in parts) and (seeds is None or job.seed is None or job.seed in seeds)
+    ]
+
+
+def tables(plan: Plan, found: Mapping[str, Result], outdated: int = 0) -> str:
+    """All tables of what there is; they say how many of the cells other code than today's made."""
+    text = [f"# Entrostat beside TRL 1.16's GRPOTrainer\n\nBoth sides on the same {CORES} cores.\n"]
+    if outdated:
+        text += [f"Of {len(found)} cells {outdated} are of code before today's: `make bench-beside-trl` renews them.\n"]
     rounds = [result for name, result in found.items() if name.startswith("step-")]
     if rounds:
         text += ["## One optimizer step\n", report.step_table(rounds, plan.left_out)]
@@ -49,7 +68,10 @@ def tables(plan: Plan, found: Mapping[str, Result]) -> str:
             text += [report.reward_table(chosen, plan.samples)]
     ways = {name: found[f"way-{index}"] for index, name in enumerate(WAYS) if f"way-{index}" in found}
     if ways:
-        text += [f"\n## TRL's ways\n\nAbove, TRL has “{FASTEST}”; a line that begins with … adds to it.\n"]
+        text += ["\n## TRL's ways\n"]
+        text += [
+            f"Above, TRL has “{FASTEST}”. A line that begins with … adds to it; memory is kept by the allocator.\n"
+        ]
         text += [report.ways_table(ways, plan.their_first)]
     return "\n".join(text) + "\n"
 
@@ -73,22 +95,21 @@ def main(given: Sequence[str] | None = None) -> int:
     plan = QUICK if chosen.quick else Plan()
     found: dict[str, Result] = {}
     failures = 0
-    for job in jobs(plan):
-        asked = chosen.part is None or job.part in chosen.part
-        asked = asked and (chosen.seed is None or job.seed is None or job.seed in chosen.seed)
-        if asked or (not chosen.quick and place(NAME, job.name, job.config, job.code).is_file()):
-            try:
-                log.info("%s", job.name)
-                found[job.name] = measure(job, quick=chosen.quick)
-            except RuntimeError as error:
-                failures += 1
-                log.error("%s: %s", job.name, error)
-    text = tables(plan, found)
+    for job in chosen_jobs(plan, chosen.part, chosen.seed):
+        log.info("%s", job.name)
+        try:
+            found[job.name] = measure(job, quick=chosen.quick)
+        except RuntimeError as error:
+            failures += 1
+            log.error("%s: %s", job.name, error)
     if chosen.quick:
-        print(text)
-    else:
-        (RESULTS / NAME).mkdir(parents=True, exist_ok=True)
-        (RESULTS / NAME / "table.md").write_text(text)
+        print(tables(plan, found))
+        return 1 if failures else 0
+    files = {job.name: (file, job) for job in jobs(plan) if (file := there(job))}
+    outdated = sum(file != place(NAME, name, job.config, job.code) for name, (file, job) in files.items())
+    (RESULTS / NAME).mkdir(parents=True, exist_ok=True)
+    text = tables(plan, {name: result_in(file) for name, (file, _) in files.items()}, outdated)
+    (RESULTS / NAME / "table.md").write_text(text)
     return 1 if failures else 0
 
 

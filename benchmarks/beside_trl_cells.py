@@ -40,7 +40,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 270.0  # from the command, start-up included
     seeds: tuple[int, ...] = (1, 2, 3)
     samples: int = 16  # of each held-out problem
-    way_steps: int = 6
+    way_steps: int = 8
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -146,6 +146,7 @@ def reason(text: str) -> str:
     """The first line that names an exception, of what a failed command wrote; else the last."""
     lines = [line.partition("]:")[2].strip() or line.strip() for line in text.splitlines() if line.strip()]
     named = [line for line in lines if line.partition(":")[0].endswith(("Error", "Exception"))]
+    named = [line for line in named if not line.startswith("torch.distributed.elastic")]  # the launcher's own
     return (named or lines[-1:])[0]
 
 

@@ -72,7 +72,7 @@ def test_the_difference_is_paired_by_problem() -> None:
 
 def test_a_way_that_fails_says_why_and_the_others_stand() -> None:
     failed = "torch.X: [rank0]: AttributeError: 'Parameter' object has no attribute 'weight_loader'"
-    found = {"a": {"failed": reason(f"…\n{failed}\nthe end")}, "b": {"theirs": side([1.0, 3.0, 6.0])}}
+    found: dict[str, Any] = {"a": {"failed": reason(f"…\n{failed}\nthe end")}, "b": {"theirs": side([1.0, 3.0, 6.0])}}
     text = report.ways_table(found, 2)
     assert "| a | fails: `AttributeError: 'Parameter' object has no attribute 'weight_loader'` |" in text
     assert "| b | 3.00 (3.00–3.00) |" in text
@@ -90,6 +90,7 @@ def test_tables_come_of_the_cells_that_are_there() -> None:
     assert "higher in 0 of 1 seeds" in text
     assert "higher in 1 of 1 seeds" in text  # without control, against the same TRL
     assert "TRL's ways" not in text
+    assert "Of 1 cells 1 are of code before today's" in beside_trl.tables(plan, {"step-1": ROUND}, outdated=1)
     assert "Reward after" not in beside_trl.tables(plan, {"uncontrolled-1": alone})
 
 
@@ -124,6 +125,13 @@ def test_a_ways_cell_does_not_depend_on_our_learner_and_a_pairs_does() -> None:
     code = {job.part: job.code for job in jobs(Plan())}
     assert "learner/update.py" not in code["ways"]
     assert all("learner/update.py" in code[part] for part in ("step", "reward", "uncontrolled"))
+
+
+def test_a_part_or_a_seed_can_be_asked_for_alone() -> None:
+    assert [job.name for job in beside_trl.chosen_jobs(Plan(), ["reward"], [2])] == ["reward-2"]
+    assert len(beside_trl.chosen_jobs(Plan(), ["step"], [2])) == Plan().rounds  # rounds have no seed
+    assert len(beside_trl.chosen_jobs(Plan(), None, None)) == len(jobs(Plan()))
+    assert beside_trl.chosen_jobs(Plan(), [beside_trl.TABLES], None) == []
 
 
 def test_the_clock_stops_the_run_only_after_its_deadline() -> None:
