@@ -4,7 +4,8 @@ BIN := .venv/bin
 CONFIG ?= deploy/runs/quickstart.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit check format lock clean bench-law bench-toy bench-collapse bench-trl bench-tables bench-weights bench-gpu
+.PHONY: help setup demo test unit check format lock clean bench-law bench-toy bench-collapse bench-trl bench-tables
+.PHONY: bench-learner bench-head bench-weights bench-beside-trl bench-gpu
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -51,14 +52,22 @@ bench-collapse: setup ## every method on two tasks, hours; goes on where it stop
 bench-trl: setup ## what entropy TRL and our laws hold, ours at several delays too
 	$(BIN)/python -m benchmarks.collapse --part tracking
 
+bench-tables: setup ## the comparison's tables and pictures, from the results that are there
+	$(BIN)/python -m benchmarks.collapse --only tables
+
+bench-learner: bench-head bench-weights bench-beside-trl bench-gpu ## all of docs/performance.md, two hours
+
+bench-head: setup ## what entropy costs in the head, in time and memory; 20 minutes and 12 GiB of memory
+	$(BIN)/python -m benchmarks.head
+
 bench-weights: setup ## what an update of weights costs, in copies of its bytes; needs 5 GiB of memory
 	$(BIN)/python -m benchmarks.weights
 
+bench-beside-trl: setup ## a step's time and reward after equal time, beside TRL's trainer; an hour on two quiet cores
+	$(BIN)/python -m benchmarks.beside_trl --cores 0,1
+
 bench-gpu: setup ## head, selection and a learner's step on a GPU; without one the table stays empty
 	$(BIN)/python -m benchmarks.gpu
-
-bench-tables: setup ## the comparison's tables and pictures, from the results that are there
-	$(BIN)/python -m benchmarks.collapse --only tables
 
 lock: ## resolve requirements-cpu.lock anew
 	$(PYTHON) deploy/lock.py
