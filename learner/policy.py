@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,14 @@ HEAD_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A low-rank adapter beside one of the model's linear layers (adapters.py)."""
+
+    path: str  # of the layer, in the model
+    layer: Any  # peft.tuners.lora.LoraLayer
+
+
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """A causal language model, split into its decoder and its head so that logits are made only where they are read."""
 
@@ -34,11 +43,14 @@ class Policy:
     tokenizer: Any
     shares_prompts: bool = False  # proven: samples may go on from a prompt that is computed once
     ranks: Ranks = ALONE  # over which its weights are laid out (sharding.py)
+    adapters: tuple[Adapter, ...] = ()  # where there are any, they alone are trained
+    plain: bool = False  # computes without them: the model as it was before they were trained
 
     @property
     def decoder(self) -> Any:
         """Token ids → states before the head."""
-        return self.model.get_decoder() if self.ranks.alone else self.model.states
+        found = self.model.get_decoder() if self.ranks.alone else self.model.states
+        return partial(_without, self.adapters, found) if self.plain else found
 
     @property
     def head_weight(self) -> Tensor:
@@ -141,6 +153,18 @@ def load_policy(
     if reason:
         log.info("each sample computes its prompt again, which costs time: %s in %s", reason, source)
     return replace(policy, shares_prompts=reason is None)
+
+
+def _without(adapters: Sequence[Adapter], decoder: Any, **given: Any) -> Any:
+    """The decoder's answer, its adapters left out."""
+    try:
+        for adapter in adapters:
+            # peft's own switch takes the gradient of A and B off as well, which steps under way still need.
+            adapter.layer._disable_adapters = True
+        return decoder(**given)
+    finally:
+        for adapter in adapters:
+            adapter.layer._disable_adapters = False
 
 
 def freeze(policy: Policy) -> Policy:

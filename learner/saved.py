@@ -1,5 +1,8 @@
 """The learner's part of a checkpoint: the policy in Hugging Face form, the optimizer, and torch's random state.
 
+A policy with adapters is saved merged, to be used by itself, and its adapter beside it in peft's form. Training goes
+on from the adapter and the model it was begun from: what was merged was rounded.
+
 One rank writes the optimizer to a file; several write a folder, a checkpoint of torch.distributed in which each puts
 its parts of weights and moments. Either is read by any number of ranks.
 """
@@ -16,6 +19,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from entrostat.learner import checkpoint
+from entrostat.learner.adapters import check_base, merged_weights, restore_adapter, save_adapter
+from entrostat.learner.merged import made
 from entrostat.learner.optimizer import MOMENTS, Optimizer
 from entrostat.learner.policy import Policy
 from entrostat.learner.sharding import gather
@@ -24,6 +29,7 @@ from entrostat.protocol.errors import CheckpointDamaged, ResourceError
 from entrostat.protocol.messages import PolicyVersion
 
 POLICY, OPTIMIZER, OPTIMIZER_PARTS, CONTROLLER = "policy", "optimizer.pt", "optimizer", "controller.bin"
+ADAPTER = "adapter"
 RANDOM = "random"  # torch's state, among the optimizer's
 
 
@@ -55,7 +61,11 @@ def save_state(folder: Path, policy: Policy, optimizer: Optimizer) -> None:
     """
     ranks = policy.ranks
     if ranks.alone:
-        policy.model.save_pretrained(folder / POLICY)
+        if policy.adapters:
+            _save_policy(folder / POLICY, policy, {n: made(w).cpu() for n, w in merged_weights(policy).items()})
+            save_adapter(folder / ADAPTER, policy)
+        else:
+            policy.model.save_pretrained(folder / POLICY)
         torch.save({**optimizer.state(), RANDOM: torch.get_rng_state()}, folder / OPTIMIZER)
     else:
         ranks.meet()
@@ -81,6 +91,9 @@ def restore_state(folder: Path, policy: Policy, optimizer: Optimizer) -> None:
     """
     if policy.ranks.first:
         checkpoint.verify(folder)
+    if policy.adapters:
+        check_base(folder / POLICY, policy)
+        restore_adapter(folder / ADAPTER, policy)
     parts = folder / OPTIMIZER_PARTS
     path = parts if parts.is_dir() else folder / OPTIMIZER
     try:
