@@ -47,9 +47,9 @@ def linear_layers(model: str) -> set[str]:
     for path in Path(model).glob("*.safetensors"):
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 - it is no mapping
-                *_, layer, kind = ("", *name.split("."))
+                layer, _, kind = str(name).rpartition(".")
                 if kind == "weight" and len(file.get_slice(name).get_shape()) == 2:
-                    found.add(layer)
+                    found.add(layer.rpartition(".")[2])
     found -= set(NOT_ADAPTED)
     if not found:
         raise ModelError(
@@ -71,7 +71,7 @@ def exchange(worker: Any, tensors: Mapping[str, Any], lora: Lora) -> list[str]:
         ID,
         # Copies: vLLM scales B in its place, and the buffer is the learner's again after the next version.
         {name: tensor.clone() for name, tensor in tensors.items()},
-        PEFTHelper(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear"),  # type: ignore[arg-type]
+        PEFTHelper(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear"),
         device="cpu",
         dtype=manager.lora_config.lora_dtype,
         weights_mapper=mapper.get_rename_mapper() if mapper is not None else None,

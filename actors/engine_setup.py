@@ -77,7 +77,11 @@ def build_engine(model: ModelSettings, settings: VllmSettings, seed: int, lora: 
         raise ModelError(
             f"vLLM can't start with the model {model.path}: {error}. If memory is what it lacks, lower "
             "rollout.engine.max_model_tokens, or raise memory_share (kv_cache_gib on a CPU)"
-            + ("" if lora is None else '. Where it has no LoRA for this model, use [learner.weights] publish = "merged"')
+            + (
+                ""
+                if lora is None
+                else '. Where it has no LoRA for this model, use [learner.weights] publish = "merged"'
+            )
         ) from error
     engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
     return engine

@@ -22,8 +22,8 @@ from entrostat.actors.verifiers.pool import VerifierPool
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import EntrostatError, Stalled, StationLost
-from entrostat.protocol.logs import log_to
 from entrostat.protocol.learner_settings import Lora
+from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import (
     EvaluationRequest,
     PromptSet,

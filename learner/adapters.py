@@ -5,6 +5,7 @@ al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
 """
 
 import logging
+import warnings
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,9 @@ def adapt(policy: Policy, settings: Lora, *, source: str, seed: int) -> Policy:
         base_model_name_or_path=source,
     )
     devices = [policy.device] if policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+        # Of transposed layers, which are refused below.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
         torch.manual_seed(seed)
         try:
             inject_adapter_in_model(config, policy.model, adapter_name=NAME)
@@ -160,7 +163,7 @@ def check_base(folder: Path, policy: Policy) -> None:
 
 
 def _same(saved: Tensor, here: Tensor) -> bool:
-    return saved.dtype == here.dtype and torch.equal(saved, here.cpu())
+    return bool(saved.dtype == here.dtype and torch.equal(saved, here.cpu()))
 
 
 def _merged(layer: Any) -> Merged:
@@ -177,9 +180,10 @@ def _check(policy: Policy, settings: Lora, source: str) -> None:
     for adapter in policy.adapters:
         base = adapter.layer.base_layer
         if not isinstance(base, nn.Linear) or adapter.layer is policy.model.get_output_embeddings():
+            kind = "the head" if isinstance(base, nn.Linear) else f"of type {type(base).__name__}"
             raise ModelError(
-                f"{adapter.path} of {source!r} is {'the head' if isinstance(base, nn.Linear) else type(base).__name__}, "
-                "and adapters stand beside the other linear layers only: leave it out of [learner.weights] targets"
+                f"{adapter.path} of {source!r} is {kind}, and adapters stand beside the other linear layers "
+                "only: leave it out of [learner.weights] targets"
             )
     for target in () if isinstance(settings.targets, str) else settings.targets:
         if not any(f".{adapter.path}".endswith(f".{target}") for adapter in policy.adapters):

@@ -1,6 +1,7 @@
 """A weight and the adapter beside it as the one weight they are together, made where it is written to."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class Merged:
             return product.mul_(self.scale).add_(self.base).to(self.base.dtype)
 
 
-Weight = Tensor | Merged  # what a version is made of
+Weight: TypeAlias = Tensor | Merged  # what a version is made of
 
 
 def held(weight: Weight) -> Tensor:

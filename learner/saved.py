@@ -92,8 +92,8 @@ def restore_state(folder: Path, policy: Policy, optimizer: Optimizer) -> None:
     if policy.ranks.first:
         checkpoint.verify(folder)
     if policy.adapters:
-        check_base(folder / POLICY, policy)
         restore_adapter(folder / ADAPTER, policy)
+        check_base(folder / POLICY, policy)
     parts = folder / OPTIMIZER_PARTS
     path = parts if parts.is_dir() else folder / OPTIMIZER
     try:

@@ -307,7 +307,9 @@ def _loaded(stations: Stations, checkpoint_folder: Path | None, device: torch.de
     lora = stations.learner.weights if isinstance(stations.learner.weights, Lora) else None
     policy = load_policy(
         stations.model,
-        source=str(checkpoint_folder / POLICY) if checkpoint_folder is not None and lora is None else stations.model.path,
+        source=str(checkpoint_folder / POLICY)
+        if checkpoint_folder is not None and lora is None
+        else stations.model.path,
         device=device,
         gradient_checkpointing=stations.learner.gradient_checkpointing,
     )

@@ -3,8 +3,9 @@
 A tied head is listed under its own name as well, at the offset of the embedding it shares: an engine that is not told
 about it keeps its old head without an error.
 
-Tensors are written to their place once, cast on the way where they are to be served in another dtype: nothing is
-staged but a weight that is made of an adapter and the one beside it. They are copied and checked in buckets (`protocol/buckets.py`), by several threads.
+Tensors are written to their place once, cast on the way where they are to be served in another dtype. Only a weight
+with an adapter beside it is made first, by itself. They are copied and checked in buckets (`protocol/buckets.py`), by
+several threads.
 """
 
 import struct

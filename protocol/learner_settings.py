@@ -82,7 +82,7 @@ class Lora(Settings, frozen=True, kw_only=True, tag_field="kind", tag="lora"):
     """
 
     rank: Annotated[int, Meta(ge=1, le=512)] = 16  # r; 512 is the most vLLM holds
-    alpha: Positive = 32.0  # α
+    alpha: Count = 32  # α
     targets: Literal["all-linear"] | Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)] = (
         "all-linear"  # every linear layer but the head, or the last parts of their names: ["q_proj", "v_proj"]
     )

@@ -28,7 +28,7 @@ from tests.tiny_policy import loaded
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")]
 
 ENGINE = VllmSettings(max_sequences=64)
-LORA = Lora(rank=4, alpha=6.0)
+LORA = Lora(rank=4, alpha=6)
 
 
 class Adapted(Policy):
