@@ -67,8 +67,6 @@ def adapt(policy: Policy, settings: Lora, *, source: str, seed: int) -> Policy:
     layers = [(path, module) for path, module in policy.model.named_modules() if isinstance(module, LoraLayer)]
     adapted = replace(policy, adapters=tuple(Adapter(path=path, layer=layer) for path, layer in layers))
     _check(adapted, settings, source)
-    for part in adapter_tensors(adapted).values():
-        part.data = part.data.to(policy.dtype)  # peft makes them float32; masters are the optimizer's (optimizer.py)
     count = sum(part.numel() for part in adapter_tensors(adapted).values())
     log.info("%d numbers are trained, in adapters of %d layers", count, len(layers))
     return adapted
