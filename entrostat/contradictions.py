@@ -306,17 +306,8 @@ def _ranks(config: "RunConfig") -> Iterator[Problem]:
 
 
 def _adapters(config: "RunConfig") -> Iterator[Problem]:
-    learner, lora = config.learner, config.learner.weights
-    if not isinstance(lora, Lora):
-        return
-    if learner.ranks > 1:
-        yield Problem(
-            ("learner", "ranks"),
-            f'= {learner.ranks}, but [learner.weights] kind = "lora" is trained by one rank: set ranks = 1, or train '
-            'all weights (kind = "all")',
-        )
-    facts = model_facts(config.model.path)
-    if facts and facts.hidden_size and lora.rank > facts.hidden_size:
+    lora, facts = config.learner.weights, model_facts(config.model.path)
+    if isinstance(lora, Lora) and facts and facts.hidden_size and lora.rank > facts.hidden_size:
         yield Problem(
             ("learner", "weights", "rank"),
             f"= {lora.rank} is above the model's width of {facts.hidden_size}: no matrix has so many directions. Lower "

@@ -6,10 +6,10 @@ al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
 
 import logging
 import warnings
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -67,49 +67,47 @@ def adapt(policy: Policy, settings: Lora, *, source: str, seed: int) -> Policy:
     layers = [(path, module) for path, module in policy.model.named_modules() if isinstance(module, LoraLayer)]
     adapted = replace(policy, adapters=tuple(Adapter(path=path, layer=layer) for path, layer in layers))
     _check(adapted, settings, source)
-    count = sum(part.numel() for part in adapter_tensors(adapted).values())
+    count = sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
     log.info("%d numbers are trained, in adapters of %d layers", count, len(layers))
     return adapted
 
 
-def adapter_tensors(policy: Policy) -> dict[str, Tensor]:
-    """Every A and B under its name in peft's files."""
+def adapter_tensors(policy: Policy, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every A and B under its name in peft's files; `state` holds the model's tensors under their names there."""
     return {
-        f"{PREFIX}{adapter.path}.lora_{letter}.weight": part[NAME].weight
+        f"{PREFIX}{adapter.path}.lora_{letter}.weight": state[f"{adapter.path}.lora_{letter}.{NAME}.weight"]
         for adapter in policy.adapters
-        for letter, part in (("A", adapter.layer.lora_A), ("B", adapter.layer.lora_B))
+        for letter in "AB"
     }
 
 
-def base_weights(policy: Policy) -> dict[str, Tensor]:
-    """Every weight of the model as it is without adapters, under its name there."""
+def merged_weights(policy: Policy, state: Mapping[str, Tensor]) -> dict[str, Weight]:
+    """Every weight under its name in the model without adapters; those with one as what the two are together."""
     own = tuple(f"{adapter.path}.lora_" for adapter in policy.adapters)
-    state: dict[str, Tensor] = policy.model.state_dict()
-    return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if not name.startswith(own)}
+    merged = {f"{adapter.path}.base_layer.weight": _merged(adapter, state) for adapter in policy.adapters}
+    return {
+        name.replace(".base_layer.", "."): merged.get(name, tensor)
+        for name, tensor in state.items()
+        if not name.startswith(own)
+    }
 
 
-def merged_weights(policy: Policy) -> dict[str, Weight]:
-    """The same; those with an adapter as what the two are together."""
-    merged = {f"{adapter.path}.weight": _merged(adapter.layer) for adapter in policy.adapters}
-    return {name: merged.get(name, tensor) for name, tensor in base_weights(policy).items()}
-
-
-def merged_as_saved(policy: Policy) -> dict[str, Weight]:
+def merged_as_saved(policy: Policy, state: Mapping[str, Tensor]) -> dict[str, Weight]:
     """`merged_weights` in the form and under the names of a Hugging Face checkpoint."""
-    weights = merged_weights(policy)
+    weights = merged_weights(policy, state)
     merged = {id(weight.base): weight for weight in weights.values() if isinstance(weight, Merged)}
     saved = policy.as_saved({name: held(weight) for name, weight in weights.items()})
     return {name: merged.get(id(tensor), tensor) for name, tensor in saved.items()}
 
 
-def save_adapter(folder: Path, policy: Policy) -> None:
+def save_adapter(folder: Path, policy: Policy, state: Mapping[str, Tensor]) -> None:
     """Writes the adapter to `folder` in peft's own form.
 
     Raises:
         OSError: it can't be written.
     """
     folder.mkdir()
-    tensors = {name: part.detach().cpu().contiguous() for name, part in adapter_tensors(policy).items()}
+    tensors = {name: part.detach().cpu().contiguous() for name, part in adapter_tensors(policy, state).items()}
     save_file(tensors, folder / FILE, metadata={"format": "pt"})
     config = copy(policy.model.peft_config[NAME])
     config.inference_mode = True  # who loads it may not mean to train it on
@@ -126,10 +124,10 @@ def restore_adapter(folder: Path, policy: Policy) -> None:
         saved = load_file(folder / FILE)
     except (OSError, SafetensorError) as error:
         raise CheckpointDamaged(
-            f"{folder} holds no adapter that can be read ({error}): the run was begun with other [learner.weights]; "
-            "resume it with the settings of the run"
+            f"{folder} holds no adapter that can be read ({error}): it is damaged, or the run was begun with other "
+            "[learner.weights]. Resume with the settings of the run, or from the checkpoint before"
         ) from error
-    wanted = adapter_tensors(policy)
+    wanted = adapter_tensors(policy, policy.model.state_dict())
     for name in sorted(saved.keys() | wanted.keys()):
         came, expected = (tuple(side[name].shape) if name in side else "nothing" for side in (saved, wanted))
         if came != expected:
@@ -148,7 +146,7 @@ def check_base(folder: Path, policy: Policy) -> None:
     Raises:
         CheckpointDamaged: the model is another one now.
     """
-    here = merged_as_saved(policy)
+    here = merged_as_saved(policy, policy.model.state_dict())
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - it is no mapping
@@ -164,12 +162,12 @@ def _same(saved: Tensor, here: Tensor) -> bool:
     return bool(saved.dtype == here.dtype and torch.equal(saved, here.cpu()))
 
 
-def _merged(layer: Any) -> Merged:
+def _merged(adapter: Adapter, state: Mapping[str, Tensor]) -> Merged:
     return Merged(
-        base=layer.base_layer.weight.detach(),
-        down=layer.lora_A[NAME].weight.detach(),
-        up=layer.lora_B[NAME].weight.detach(),
-        scale=layer.scaling[NAME],
+        base=state[f"{adapter.path}.base_layer.weight"].detach(),
+        down=state[f"{adapter.path}.lora_A.{NAME}.weight"].detach(),
+        up=state[f"{adapter.path}.lora_B.{NAME}.weight"].detach(),
+        scale=adapter.layer.scaling[NAME],
     )
 
 
@@ -189,7 +187,7 @@ def _check(policy: Policy, settings: Lora, source: str) -> None:
                 f"no layer of {source!r} is named {target}: name linear layers of its own in [learner.weights] "
                 'targets, or say "all-linear"'
             )
-    found = sum(isinstance(weight, Merged) for weight in merged_as_saved(policy).values())
+    found = sum(isinstance(weight, Merged) for weight in merged_as_saved(policy, policy.model.state_dict()).values())
     if found != len(policy.adapters):
         raise ModelError(
             f"a checkpoint of {source!r} holds {found} of the {len(policy.adapters)} adapted weights as they are in "

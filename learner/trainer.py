@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from entrostat.learner import checkpoint, probe, samples
-from entrostat.learner.adapters import adapt, adapter_tensors, merged_as_saved
+from entrostat.learner.adapters import adapt, adapter_tensors, check_base, merged_as_saved, restore_adapter
 from entrostat.learner.batching import flatten
 from entrostat.learner.forward import PerToken
 from entrostat.learner.ipc import IpcPublisher
@@ -22,7 +22,7 @@ from entrostat.learner.objective import Objective, steps_per_order
 from entrostat.learner.optimizer import Optimizer, learning_rate
 from entrostat.learner.policy import Policy, freeze, load_policy, score
 from entrostat.learner.ranks import ALONE, Ranks
-from entrostat.learner.saved import POLICY, commit, restore_state, save_state
+from entrostat.learner.saved import ADAPTER, POLICY, commit, restore_state, save_state
 from entrostat.learner.sharding import gather, shard
 from entrostat.learner.shared_memory import ROOT, SharedMemoryPublisher
 from entrostat.learner.steps import Taken, take
@@ -218,13 +218,12 @@ class Trainer:
 
     def _tensors(self) -> Mapping[str, Weight]:
         """What is published; on the first rank."""
-        if isinstance(self._settings.weights, Lora):
-            alone = self._settings.weights.publish == "adapter"
-            return adapter_tensors(self._policy) if alone else merged_as_saved(self._policy)
-        if self._policy.ranks.alone:
-            return self._policy.named_tensors()
-        tensors = gather(self._policy)
-        return self._policy.as_saved(tensors) if tensors else tensors
+        tensors, weights = gather(self._policy), self._settings.weights
+        if not tensors:
+            return {}
+        if not isinstance(weights, Lora):
+            return self._policy.as_saved(tensors)
+        return (adapter_tensors if weights.publish == "adapter" else merged_as_saved)(self._policy, tensors)
 
     def _published(self, version: PolicyVersion, tensors: Mapping[str, Weight], found: Probe) -> WeightsManifest:
         if self._publisher is None:
@@ -303,14 +302,22 @@ def _publisher(stations: Stations, device: torch.device, shared_memory: Path) ->
 
 
 def _loaded(stations: Stations, checkpoint_folder: Path | None, device: torch.device) -> Policy:
-    """The policy to train, or the one the run started from; one with adapters is always the latter, see saved.py."""
-    lora = stations.learner.weights if isinstance(stations.learner.weights, Lora) else None
+    """The policy a run is begun with, or the one in a checkpoint of it.
+
+    One with adapters is made of the model the run was begun from, and of the checkpoint's adapter.
+    """
+    weights, source = stations.learner.weights, stations.model.path
+    if checkpoint_folder is not None and not isinstance(weights, Lora):
+        source = str(checkpoint_folder / POLICY)
     policy = load_policy(
         stations.model,
-        source=str(checkpoint_folder / POLICY)
-        if checkpoint_folder is not None and lora is None
-        else stations.model.path,
+        source=source,
         device=device,
         gradient_checkpointing=stations.learner.gradient_checkpointing,
     )
-    return policy if lora is None else adapt(policy, lora, source=stations.model.path, seed=stations.seed)
+    if isinstance(weights, Lora):
+        policy = adapt(policy, weights, source=source, seed=stations.seed)
+        if checkpoint_folder is not None:
+            restore_adapter(checkpoint_folder / ADAPTER, policy)
+            check_base(checkpoint_folder / POLICY, policy)
+    return policy

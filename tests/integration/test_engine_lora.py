@@ -46,10 +46,13 @@ class Adapted(Policy):
         probe = make_probe(PROBE, now, self._before, tolerance)
         self._before = now
         made: dict[str, Any] = (
-            adapter_tensors(self.policy) if self.lora.publish == "adapter" else merged_as_saved(self.policy)
+            self.parts() if self.lora.publish == "adapter" else merged_as_saved(self.policy, self.model.state_dict())
         )
         tensors: dict[str, Weight] = {name: weight for name, weight in made.items() if name != without}
         return self.publisher.publish(PolicyVersion(branch=0, step=self._step), tensors, probe)
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        return adapter_tensors(self.policy, self.model.state_dict())
 
     def logprobs_of(self, sequences: list[Int32]) -> list[Float32]:
         return score(self.policy, sequences)
@@ -57,7 +60,7 @@ class Adapted(Policy):
     def learn(self) -> None:
         torch.manual_seed(self._step)
         with torch.no_grad():
-            for part in adapter_tensors(self.policy).values():
+            for part in self.parts().values():
                 part.add_(0.1 * torch.randn_like(part))
 
 
@@ -151,16 +154,16 @@ def test_an_adapter_with_a_part_left_out_is_refused(pair: tuple[Adapted, VllmEng
     served = engine.version
     policy.learn()
     with pytest.raises(WeightsRefused):
-        engine.load(policy.publish(without=next(iter(adapter_tensors(policy.policy)))))
+        engine.load(policy.publish(without=next(iter(policy.parts()))))
     assert engine.version == served
     engine.load(policy.publish())
 
 
 def parts_of(policy: Adapted) -> dict[str, torch.Tensor]:
-    return {name: part.detach().clone() for name, part in adapter_tensors(policy.policy).items()}
+    return {name: part.detach().clone() for name, part in policy.parts().items()}
 
 
 def put(policy: Adapted, parts: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
-        for name, part in adapter_tensors(policy.policy).items():
+        for name, part in policy.parts().items():
             part.copy_(parts[name])

@@ -14,8 +14,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-from entrostat.learner.adapters import adapt, adapter_tensors, base_weights, merged_as_saved
-from entrostat.learner.merged import Merged, made
+from entrostat.learner.adapters import adapt, adapter_tensors, merged_as_saved, merged_weights
+from entrostat.learner.merged import Merged, Weight, held, made
 from entrostat.learner.optimizer import Optimizer
 from entrostat.learner.policy import Policy, score
 from entrostat.learner.trainer import Trainer
@@ -52,9 +52,22 @@ def adapted(folder: Path, lora: Lora = LORA, *, dtype: str = "float32", moved: f
     policy = adapt(loaded(folder, dtype=dtype), lora, source=str(folder), seed=0)
     torch.manual_seed(5)
     with torch.no_grad():
-        for part in adapter_tensors(policy).values():
+        for part in parts_of(policy).values():
             part.add_(moved * torch.randn_like(part))
     return policy
+
+
+def parts_of(policy: Policy) -> dict[str, torch.Tensor]:
+    """A and B themselves."""
+    return adapter_tensors(policy, dict(policy.model.named_parameters()))
+
+
+def merged_of(policy: Policy) -> dict[str, Weight]:
+    return merged_as_saved(policy, policy.model.state_dict())
+
+
+def begun_from(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: held(weight) for name, weight in merged_weights(policy, policy.model.state_dict()).items()}
 
 
 def copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -77,7 +90,7 @@ def test_adapters_begin_by_the_run_s_seed_and_leave_torch_s_random_state_alone(f
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     same, other = (adapt(loaded(folder), LORA, source="other", seed=seed) for seed in (3, 4))
-    ours, theirs, others = (adapter_tensors(each) for each in (one, same, other))
+    ours, theirs, others = (parts_of(each) for each in (one, same, other))
     assert all(torch.equal(part, theirs[name]) for name, part in ours.items())
     assert not all(torch.equal(part, others[name]) for name, part in ours.items())
 
@@ -87,7 +100,7 @@ def test_adapters_alone_have_a_gradient_and_a_place_in_the_optimizer(folder: Pat
     policy = adapt(loaded(folder, gradient_checkpointing=checkpointing), LORA, source=str(folder), seed=0)
     wanted = objective()
     accumulate(policy, None, samples_of(wanted), wanted, "step 1")
-    parts = adapter_tensors(policy)
+    parts = parts_of(policy)
     assert len(parts) == 2 * MODULES
     assert {id(w) for w in policy.model.parameters() if w.grad is not None} == {id(part) for part in parts.values()}
     ups = [part.grad for name, part in parts.items() if ".lora_B." in name]
@@ -101,7 +114,7 @@ def test_the_gradient_is_that_of_the_merged_weight_carried_to_its_factors(folder
     policy, wanted = adapted(folder), objective()
     in_float64(policy)
     whole = in_float64(loaded(folder))
-    whole.model.load_state_dict({name: made(weight) for name, weight in merged_as_saved(policy).items()})
+    whole.model.load_state_dict({name: made(weight) for name, weight in merged_of(policy).items()})
     for each in (policy, whole):
         accumulate(each, None, samples_of(wanted), wanted, "step 1")
     gradients = {name: weight.grad for name, weight in whole.model.named_parameters()}
@@ -139,7 +152,7 @@ def test_a_pull_to_the_start_has_the_gradient_it_has_with_a_second_copy_of_it(fo
         policy = adapted(folder)
         reference = loaded(folder) if second else replace(policy, plain=True)
         measured = accumulate(policy, reference, samples_of(wanted), wanted, "step 1")
-        found.append([measured.terms.objective, *(part.grad for part in adapter_tensors(policy).values())])
+        found.append([measured.terms.objective, *(part.grad for part in parts_of(policy).values())])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
@@ -178,7 +191,7 @@ def test_half_precision_is_rounded_once() -> None:
 def test_the_merged_policy_is_the_one_with_adapters(folder: Path) -> None:
     policy, merged = adapted(folder), in_float64(loaded(folder))
     in_float64(policy)
-    merged.model.load_state_dict({name: made(weight) for name, weight in merged_as_saved(policy).items()})
+    merged.model.load_state_dict({name: made(weight) for name, weight in merged_of(policy).items()})
     ids = torch.arange(3, 15)[None]
     with torch.no_grad():
         assert float((policy.hidden(ids) - merged.hidden(ids)).abs().max()) < 1e-6
@@ -187,7 +200,7 @@ def test_the_merged_policy_is_the_one_with_adapters(folder: Path) -> None:
 
 def test_merged_weights_have_the_names_of_the_model_s_own_checkpoint(folder: Path) -> None:
     plain = loaded(folder).named_tensors()
-    published = merged_as_saved(adapted(folder))
+    published = merged_of(adapted(folder))
     assert list(published) == list(plain)
     assert sum(isinstance(weight, Merged) for weight in published.values()) == MODULES
     places, size = layout(published)
@@ -229,14 +242,14 @@ def test_training_moves_the_policy_and_never_the_weights_it_was_begun_from(
     folder: Path, make_trainer: Callable[..., Trainer], publish: Literal["merged", "adapter"]
 ) -> None:
     trainer = make_trainer(folder, weights=Lora(rank=4, publish=publish))
-    begun = copies(base_weights(trainer.policy))
+    begun = copies(begun_from(trainer.policy))
     first = trainer.publish_first()
     for step in range(3):
         probe = train(trainer, step).manifest.probe
     assert float(np.abs(probe.logprobs - probe.previous).max()) > 1e-3
-    assert all(torch.equal(tensor, begun[name]) for name, tensor in base_weights(trainer.policy).items())
+    assert all(torch.equal(tensor, begun[name]) for name, tensor in begun_from(trainer.policy).items())
     names = {spec.name for spec in first.tensors}
-    assert names == set(adapter_tensors(trainer.policy) if publish == "adapter" else loaded(folder).named_tensors())
+    assert names == set(parts_of(trainer.policy) if publish == "adapter" else loaded(folder).named_tensors())
 
 
 def test_with_a_pull_no_second_model_is_held(folder: Path, make_trainer: Callable[..., Trainer]) -> None:
