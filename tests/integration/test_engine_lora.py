@@ -17,7 +17,7 @@ from entrostat.learner.merged import Weight
 from entrostat.learner.policy import score
 from entrostat.learner.probe import make_probe
 from entrostat.protocol.arrays import Float32, Int32
-from entrostat.protocol.errors import WeightsRefused
+from entrostat.protocol.errors import ModelError, WeightsRefused
 from entrostat.protocol.learner_settings import Lora
 from entrostat.protocol.messages import PolicyVersion, WeightsManifest
 from entrostat.protocol.settings import ModelSettings, VllmSettings
@@ -167,3 +167,41 @@ def put(policy: Adapted, parts: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, part in policy.parts().items():
             part.copy_(parts[name])
+
+
+def test_layers_that_vllm_has_no_place_for_are_named(tmp_path: Path, closing: ExitStack) -> None:
+    lora = msgspec.structs.replace(LORA, publish="adapter")
+    policy = Adapted(tmp_path, lora)
+    closing.callback(policy.publisher.close)
+    narrow = msgspec.structs.replace(lora, targets=("q_proj", "v_proj"))
+    engine = VllmEngine(ModelSettings(path=str(policy.path)), ENGINE, adapter=narrow)
+    closing.callback(engine.close)
+    with pytest.raises(WeightsRefused, match=r"beside 8 layers .*layers\.0\.mlp\.down_proj first: leave them out"):
+        engine.load(policy.publish())
+    with pytest.raises(WeightsRefused, match="nothing yet"):
+        engine.submit(request("a"))
+
+
+def test_a_model_without_safetensors_has_no_layers_to_name(tmp_path: Path) -> None:
+    lora = msgspec.structs.replace(LORA, publish="adapter")
+    with pytest.raises(ModelError, match="holds no safetensors whose layers could be named"):
+        VllmEngine(ModelSettings(path=str(tmp_path)), ENGINE, adapter=lora)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # vLLM leaves a ZeroMQ context open
+def test_a_core_in_a_process_of_its_own_exchanges_adapters_too(tmp_path: Path) -> None:
+    policy = Adapted(tmp_path, msgspec.structs.replace(LORA, publish="adapter"))
+    settings = msgspec.structs.replace(ENGINE, own_process=True)
+    engine = VllmEngine(ModelSettings(path=str(policy.path)), settings, adapter=policy.lora)
+    try:
+        engine.load(policy.publish())
+        engine.submit(request("a", samples=32))
+        engine.step()
+        policy.learn()
+        engine.load(policy.publish())
+        assert {step for _, _, _, step in finish(engine)["a"].spans.tolist()} <= {0, 1}
+        engine.submit(request("b"))
+        policy.check(finish(engine)["b"], 1.0)
+    finally:
+        engine.close()
+        policy.publisher.close()
