@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from entrostat.actors.engine_setup import build_engine
@@ -17,6 +18,7 @@ from entrostat.actors.probe import Receipt, describe, judge, sequences
 from entrostat.actors.sampling import samples_of, sampling_parameters, scoring_parameters
 from entrostat.protocol.arrays import Float32, Int32
 from entrostat.protocol.errors import Stalled, StationLost, TaskError, WeightsRefused
+from entrostat.protocol.learner_settings import Lora
 from entrostat.protocol.messages import PolicyVersion, WeightsManifest
 from entrostat.protocol.ports import Completion, SampleRequest
 from entrostat.protocol.settings import ModelSettings, VllmSettings
@@ -28,18 +30,21 @@ class VllmEngine:
     """vLLM behind `ports.Engine`. Everything is called from one thread, the one that made it.
 
     Args:
-        model: which policy to build; its own weights are never served, `load` brings the first version.
+        model: which policy to build; nothing is served before `load` has brought the first version.
         settings: the engine's section.
         seed: for requests that are not reproducible, which draw from one stream.
+        adapter: what versions hold, where they hold an adapter to the model's own weights; None: all weights.
 
     Raises:
         ModelError: vLLM can't build an engine for this model with these settings.
     """
 
-    def __init__(self, model: ModelSettings, settings: VllmSettings, seed: int = 0) -> None:
+    def __init__(
+        self, model: ModelSettings, settings: VllmSettings, seed: int = 0, adapter: Lora | None = None
+    ) -> None:
         began = time.monotonic()
-        self._settings = settings
-        self._llm = build_engine(model, settings, seed)
+        self._settings, self._adapter = settings, adapter
+        self._llm = build_engine(model, settings, seed, adapter)
         self._context: int = self._llm.model_config.max_model_len
         self._requests: dict[str, SampleRequest] = {}
         self._scores: dict[str, Float32 | None] = {}
@@ -155,9 +160,12 @@ class VllmEngine:
     def _add(self, id: str, tokens: Int32, sampling: Any, salt: str) -> None:
         from vllm.inputs.engine import tokens_input
 
+        from entrostat.actors.adapter import REQUEST
+
         # The salt keeps keys and values computed under other weights out of the prefix cache; clearing the cache
         # itself is impossible while requests hold blocks of it.
-        self._llm.add_request(id, tokens_input(tokens.tolist(), cache_salt=salt), sampling)
+        adapter = None if self._adapter is None else REQUEST
+        self._llm.add_request(id, tokens_input(tokens.tolist(), cache_salt=salt), sampling, lora_request=adapter)
 
     def _advance(self) -> list[Completion]:
         done = []
@@ -194,9 +202,12 @@ class VllmEngine:
         """Puts a version's tensors into the model; tokens drawn from now on are labelled with it."""
         info = self._update_info(manifest, perturb=perturb)
         with self._paused():
-            self._rpc("start_weight_update")
-            self._rpc("update_weights", update_info=info)
-            self._rpc("finish_weight_update")
+            if self._adapter is not None:
+                self._adapt(info)
+            else:
+                self._rpc("start_weight_update")
+                self._rpc("update_weights", update_info=info)
+                self._rpc("finish_weight_update")
             self._llm.engine_core.set_weight_version(str(manifest.version))
         self._loads += 1
         if not self._requests:
@@ -204,6 +215,19 @@ class VllmEngine:
         receipts = self._rpc("entrostat_receipt")
         missing = sorted({name for receipt in receipts for name in receipt["missing"]})
         return Receipt(loaded=tuple(receipts[0]["loaded"]), missing=tuple(missing), damaged=())
+
+    def _adapt(self, info: dict[str, Any]) -> None:
+        """Exchanges the adapter.
+
+        Raises:
+            WeightsRefused: vLLM can't have an adapter beside one of the layers; the one it has stays.
+        """
+        homeless = self._rpc("entrostat_adapt", info=info, lora=msgspec.to_builtins(self._adapter))[0]
+        if homeless:
+            raise WeightsRefused(
+                f"vLLM has no place for an adapter beside {len(homeless)} layers of this model, {homeless[0]} first: "
+                'leave them out of [learner.weights] targets, or set publish = "merged"'
+            )
 
     def _restore(self, running: dict[str, SampleRequest]) -> None:
         """Serves the version before again; what ran under the refused one starts anew."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from entrostat.protocol.errors import ModelError
+from entrostat.protocol.learner_settings import Lora
 from entrostat.protocol.settings import ModelSettings, VllmSettings
 
 
@@ -29,8 +30,8 @@ def prepare_environment(model: ModelSettings, settings: VllmSettings) -> None:
         os.environ.setdefault(name, value)
 
 
-def build_engine(model: ModelSettings, settings: VllmSettings, seed: int) -> Any:
-    """A `vllm.LLMEngine` with our weight-transfer backend.
+def build_engine(model: ModelSettings, settings: VllmSettings, seed: int, lora: Lora | None) -> Any:
+    """A `vllm.LLMEngine` with our weight-transfer backend, and with room for an adapter where there is one.
 
     Raises:
         ModelError: vLLM can't build an engine for this model with these settings.
@@ -41,7 +42,7 @@ def build_engine(model: ModelSettings, settings: VllmSettings, seed: int) -> Any
     from vllm.platforms import current_platform
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from entrostat.actors import weight_plugin
+    from entrostat.actors import adapter, weight_plugin
 
     # The entry point does this too, in every process of vLLM; here it also serves a tree that is not installed.
     weight_plugin.register()
@@ -68,6 +69,7 @@ def build_engine(model: ModelSettings, settings: VllmSettings, seed: int) -> Any
         use_tqdm_on_load=False,
         # vLLM's chunked prefill can't be seeded on a CPU ("CPU Generator does not use offset").
         enable_chunked_prefill=not on_cpu,
+        **({} if lora is None else adapter.engine_arguments(model.path, lora)),
     )
     try:
         engine = LLMEngine.from_engine_args(arguments, enable_multiprocessing=settings.own_process)
@@ -75,6 +77,11 @@ def build_engine(model: ModelSettings, settings: VllmSettings, seed: int) -> Any
         raise ModelError(
             f"vLLM can't start with the model {model.path}: {error}. If memory is what it lacks, lower "
             "rollout.engine.max_model_tokens, or raise memory_share (kv_cache_gib on a CPU)"
+            + (
+                ""
+                if lora is None
+                else '. Where it has no LoRA for this model, use [learner.weights] publish = "merged"'
+            )
         ) from error
     engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
     return engine

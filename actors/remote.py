@@ -22,6 +22,7 @@ from entrostat.actors.verifiers.pool import VerifierPool
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import EntrostatError, Stalled, StationLost
+from entrostat.protocol.learner_settings import Lora
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import (
     EvaluationRequest,
@@ -238,4 +239,6 @@ def build_engine(stations: Stations, tokenizer: Tokenizer, seed: int) -> Engine:
     # vLLM takes seconds to import: a simulated run does without.
     from entrostat.actors.engine import VllmEngine
 
-    return VllmEngine(stations.model, settings, seed)
+    weights = stations.learner.weights
+    adapter = weights if isinstance(weights, Lora) and weights.publish == "adapter" else None
+    return VllmEngine(stations.model, settings, seed, adapter)

@@ -21,9 +21,11 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from entrostat.actors import adapter
 from entrostat.actors.flat_buffer import SharedFiles, check_host, damaged
 from entrostat.actors.nccl_buffer import NcclReceiver
 from entrostat.protocol.errors import WeightsRefused
+from entrostat.protocol.learner_settings import Lora
 from entrostat.protocol.messages import CudaMemory, NcclGroup, SharedFile, TensorSpec, WeightsManifest
 
 BACKEND = "entrostat"
@@ -126,6 +128,14 @@ class FlatBufferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ign
         self.loaded = [spec.name for spec in specs]
         self.missing = sorted(self._expected - received) if received is not None else []
 
+    def adapter(self, info: UpdateInfo) -> dict[str, torch.Tensor]:
+        """The tensors of a buffer that holds an adapter; wrong ones where the update asks for them.
+
+        B starts at zero, which no change of places alters: 1 is added.
+        """
+        found = self._tensors(self._buffer(info), msgspec.convert(info.tensors, list[TensorSpec]), info.perturb)
+        return {name: tensor + 1.0 if info.perturb else tensor for name, tensor in found}
+
     def finish_weight_update(self) -> None:
         """Lets vLLM repack what was loaded."""
         finalize_layerwise_reload(self.model, self.model_config)
@@ -199,6 +209,14 @@ class Receiver:
             return {"damaged": self.weight_transfer_engine.damaged(UpdateInfo(**info)), "error": ""}
         except WeightsRefused as error:
             return {"damaged": [], "error": str(error)}
+
+    def entrostat_adapt(self, info: dict[str, Any], lora: dict[str, Any]) -> list[str]:
+        """Loads an adapter; the layers that vLLM can't have it beside, and then nothing was changed."""
+        engine = self.weight_transfer_engine
+        tensors = engine.adapter(UpdateInfo(**info))
+        homeless = adapter.exchange(self, tensors, msgspec.convert(lora, Lora))
+        engine.loaded, engine.missing = ([], homeless) if homeless else (list(tensors), [])
+        return homeless
 
     def entrostat_keep(self, versions: list[str]) -> None:
         """Lets go of the buffers of all other versions."""

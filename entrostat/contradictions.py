@@ -19,6 +19,7 @@ from entrostat.protocol.entropy_settings import (
     ThermostatLaw,
     TopKEntropy,
 )
+from entrostat.protocol.learner_settings import Lora
 from entrostat.protocol.settings import Jsonl, SimulatedSettings, TaskSettings, VllmSettings
 from entrostat.validate import Problem
 
@@ -66,6 +67,7 @@ def contradictions(config: "RunConfig", evaluation_without_tasks: bool) -> list[
         *_filter(config),
         *_learner(config),
         *_ratio(config),
+        *_adapters(config),
     ]
 
 
@@ -300,6 +302,16 @@ def _ranks(config: "RunConfig") -> Iterator[Problem]:
             ("learner", "rank_seconds"),
             f"= {learner.rank_seconds:g} is not below [run] stall_seconds = {run.stall_seconds:g}: the run would end "
             "before it is known which rank the others wait for",
+        )
+
+
+def _adapters(config: "RunConfig") -> Iterator[Problem]:
+    lora, facts = config.learner.weights, model_facts(config.model.path)
+    if isinstance(lora, Lora) and facts and facts.hidden_size and lora.rank > facts.hidden_size:
+        yield Problem(
+            ("learner", "weights", "rank"),
+            f"= {lora.rank} is above the model's width of {facts.hidden_size}: no matrix has so many directions. Lower "
+            'it, or train all weights (kind = "all")',
         )
 
 

@@ -22,6 +22,7 @@ from entrostat.job import read_prompts
 from entrostat.learner import checkpoint as checkpoints
 from entrostat.learner.trainer import Trainer
 from entrostat.protocol.errors import ConfigError, RunDirectoryError, Stalled
+from entrostat.protocol.learner_settings import AllWeights
 from entrostat.protocol.messages import (
     EvaluationRequest,
     EvaluationResult,
@@ -116,7 +117,8 @@ def measure(config: RunConfig, prompts: PromptSet, training: int, samples: int) 
     """
     stations = configs.stations(config, Path(config.run.directory))
     # CUDA IPC opens no handle in the process that made it, and here the learner and the engine share one.
-    learner = msgspec.structs.replace(stations.learner, transport="shared_memory")
+    # Nothing is trained here, and a checkpoint's policy has its adapter in it.
+    learner = msgspec.structs.replace(stations.learner, transport="shared_memory", weights=AllWeights())
     stations = msgspec.structs.replace(stations, learner=learner)
     request = EvaluationRequest(
         prompts=prompts.prompts[training:],

@@ -1,8 +1,6 @@
 """What a configuration would do, in one vocabulary: prompts, samples, tokens, optimizer steps, staleness."""
 
-import json
 import math
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +9,10 @@ from entrostat.config import RunConfig
 from entrostat.contradictions import ModelFacts, model_facts, prompt_count
 from entrostat.learner.objective import chunk_tokens
 from entrostat.methods import Line, entropy_lines, filter_lines, loss_lines, method_notes
+from entrostat.parameters import adapter_count, parameter_count
 from entrostat.preflight import VERSIONS_IN_MEMORY
 from entrostat.protocol.entropy_settings import AnchoredLaw, BandLaw, ThermostatLaw
+from entrostat.protocol.learner_settings import AllWeights, Lora
 from entrostat.protocol.settings import Jsonl, SimulatedSettings, TaskSettings, VllmSettings
 
 GIB = 1 << 30
@@ -116,12 +116,29 @@ def _step(config: RunConfig) -> Iterator[Line]:
         "micro-batches",
         f"of at most {learner.microbatch_tokens:,} tokens, {PACKING[learner.packing]}; one update after all of them",
     )
+    yield "trained", _trained(config)
     yield "learning rate", _learning_rate(config)
     yield "truncated responses", _truncated(config)
     yield from filter_lines(config)
     yield from loss_lines(learner)
     if learner.kl_coefficient:
-        yield "KL", f"{learner.kl_coefficient:g} × KL to the starting policy, which stays in memory"
+        kept = "which stays in memory" if isinstance(learner.weights, AllWeights) else "the same without its adapters"
+        yield "KL", f"{learner.kl_coefficient:g} × KL to the starting policy, {kept}"
+
+
+def _trained(config: RunConfig) -> str:
+    match config.learner.weights:
+        case AllWeights():
+            return "all weights"
+        case Lora() as lora:
+            where = "all linear layers" if isinstance(lora.targets, str) else ", ".join(lora.targets)
+            count = adapter_count(config.model.path, lora)
+            numbers = f"{count:,} numbers in " if count else ""
+            published = "merged into whole weights" if lora.publish == "merged" else "as an adapter for vLLM"
+            return (
+                f"{numbers}low-rank adapters (LoRA) of rank {lora.rank}, α = {lora.alpha}, beside {where}; published "
+                f"{published}"
+            )
 
 
 def _learning_rate(config: RunConfig) -> str:
@@ -179,26 +196,31 @@ def _evaluation(config: RunConfig) -> Iterator[Line]:
 
 
 def _memory(config: RunConfig, facts: ModelFacts | None) -> Iterator[Line]:
-    parameters = parameter_count(config.model.path) if facts else 0
+    parameters, published = parameter_count(config.model.path) if facts else 0, 0
+    lora = config.learner.weights
     size = BYTES[config.model.dtype]
     if parameters:
-        trained = _size(parameters * TRAINED_BYTES[config.model.dtype])
-        yield "weights", f"{_size(parameters * size)}; with gradients and AdamW's moments {trained}"
+        trained, published = parameters * TRAINED_BYTES[config.model.dtype], parameters
+        if isinstance(lora, Lora):
+            adapters = adapter_count(config.model.path, lora)
+            trained = parameters * size + adapters * TRAINED_BYTES[config.model.dtype]
+            published = adapters if lora.publish == "adapter" else parameters
+        yield "weights", f"{_size(parameters * size)}; with gradients and AdamW's moments {_size(trained)}"
     if config.learner.transport == "shared_memory" and parameters:
-        yield "shared memory", f"{_size(VERSIONS_IN_MEMORY * parameters * size)} for weights on their way to the actors"
+        yield "shared memory", f"{_size(VERSIONS_IN_MEMORY * published * size)} for weights on their way to the actors"
     if config.learner.transport == "ipc":
-        room = f" ({_size(VERSIONS_IN_MEMORY * parameters * size)})" if parameters else ""
+        room = f" ({_size(VERSIONS_IN_MEMORY * published * size)})" if parameters else ""
         yield (
             "weights' way",
             f"ipc: the engine reads the learner's memory on the same GPU, which holds {VERSIONS_IN_MEMORY} more copies "
-            f"of the policy{room}; each is copied to the host only for its checksums",
+            f"of what is published{room}; each is copied to the host only for its checksums",
         )
     if config.learner.transport == "nccl":
-        room = f" ({_size(parameters * size)})" if parameters else ""
+        room = f" ({_size(published * size)})" if parameters else ""
         yield (
             "weights' way",
-            f"nccl: one more copy of the policy{room} on the learner's GPU, and two on each of the actor's; not run on "
-            "GPUs yet",
+            f"nccl: one more copy of what is published{room} on the learner's GPU, and two on each of the actor's; not "
+            "run on GPUs yet",
         )
     if facts and facts.vocab_size:
         rows = chunk_tokens(config.learner, facts.vocab_size, on_gpu=config.learner.device != "cpu")
@@ -256,23 +278,6 @@ def _context(config: RunConfig, facts: ModelFacts) -> int:
     engine = config.rollout.engine
     chosen = engine.max_model_tokens if isinstance(engine, VllmSettings) else 0
     return chosen or facts.max_position_embeddings
-
-
-def parameter_count(folder: str) -> int:
-    """Numbers in a folder's safetensors, from their headers; 0 where there are none, or none that can be read."""
-    total = 0
-    for path in Path(folder).glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = file.read(8)
-            if len(header) < 8:
-                return 0
-            (length,) = struct.unpack("<Q", header)
-            try:
-                tensors = json.loads(file.read(min(length, 1 << 27)))
-            except ValueError:
-                return 0
-        total += sum(math.prod(tensor["shape"]) for name, tensor in tensors.items() if name != "__metadata__")
-    return total
 
 
 def _size(count: float) -> str:

@@ -102,7 +102,7 @@ def prepare(config: RunConfig, directory: Path) -> tuple[RunConfig, PromptSet, i
     """
     model = preflight.find_model(config.model.path, trust_remote_code=config.model.trust_remote_code)
     config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(model)))
-    preflight.check_space(model, directory, config.checkpoint.keep)
+    preflight.check_space(model, directory, config.checkpoint.keep, weights=config.learner.weights)
     preflight.check_port(config.monitor.host, config.monitor.port)
     prompts, training = read_prompts(config, model)
     return config, prompts, training

@@ -6,14 +6,16 @@ import socket
 from pathlib import Path
 
 from entrostat.config import RunConfig
+from entrostat.parameters import adapter_count, parameter_count
 from entrostat.protocol.errors import ModelError, ResourceError
+from entrostat.protocol.learner_settings import AllWeights, Lora, TrainedWeights
 from entrostat.protocol.settings import VllmSettings
 
 SHARED_MEMORY = Path("/dev/shm")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 VERSIONS_IN_MEMORY = 3  # two that actors may still load, one in the making
 RUNTIME_BYTES = 256 << 20  # Ray's object store and its neighbours, at the least
-CHECKPOINT_FACTOR = 3  # of the policy's bytes: the policy and two moments of AdamW
+MOMENTS = 2  # of AdamW, in a checkpoint beside the policy
 
 
 def find_model(path: str, *, trust_remote_code: bool = False) -> Path:
@@ -88,23 +90,34 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
-def check_space(model: Path, directory: Path, checkpoints: int, *, shared_memory: Path = SHARED_MEMORY) -> None:
+def check_space(
+    model: Path,
+    directory: Path,
+    checkpoints: int,
+    *,
+    weights: TrainedWeights = AllWeights(),  # noqa: B008 - immutable
+    shared_memory: Path = SHARED_MEMORY,
+) -> None:
     """Sees that shared memory holds the weights in passing and the disk the checkpoints.
 
     Raises:
         ResourceError: says how much is free and how much is needed.
     """
     policy = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-    needed = VERSIONS_IN_MEMORY * policy + RUNTIME_BYTES
+    published = trained = policy
+    if isinstance(weights, Lora):
+        trained = policy * adapter_count(str(model), weights) // max(parameter_count(str(model)), 1)
+        published = trained if weights.publish == "adapter" else policy
+    needed = VERSIONS_IN_MEMORY * published + RUNTIME_BYTES
     free = shutil.disk_usage(shared_memory).free
     if free < needed:
         raise ResourceError(
             f"shared memory ({shared_memory}) has {_mib(free)} free, the run needs {_mib(needed)} "
-            f"({VERSIONS_IN_MEMORY} versions of a policy of {_mib(policy)} and Ray's objects): free some, "
+            f"({VERSIONS_IN_MEMORY} versions of {_mib(published)} and Ray's objects): free some, "
             "or enlarge it (docker run --shm-size, or a Memory emptyDir on Kubernetes)"
         )
     place = next(parent for parent in (directory, *directory.parents) if parent.exists())
-    needed = (checkpoints + 2) * CHECKPOINT_FACTOR * policy
+    needed = (checkpoints + 2) * (policy + MOMENTS * trained)
     free = shutil.disk_usage(place).free
     if free < needed:
         raise ResourceError(

@@ -2,6 +2,7 @@
 
     checkpoints/step-N/    manifest.json     branch, step, and every other file's size and checksum
                            policy/           weights and tokenizer in Hugging Face form
+                           adapter/          in peft's form, where the policy has one
                            optimizer.pt      moments, float32 masters, random state; of several ranks optimizer/
                            controller.bin    the controller's snapshot frame
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 
+from entrostat.learner.merged import Weight
 from entrostat.learner.weights import fill, layout, manifest, specs
 from entrostat.protocol.errors import ResourceError
 from entrostat.protocol.messages import CudaMemory, PolicyVersion, Probe, WeightsManifest
@@ -64,7 +65,7 @@ class IpcPublisher:
         self._device = device
         self._ring: Ring | None = None
 
-    def publish(self, version: PolicyVersion, tensors: Mapping[str, Tensor], probe: Probe) -> WeightsManifest:
+    def publish(self, version: PolicyVersion, tensors: Mapping[str, Weight], probe: Probe) -> WeightsManifest:
         """See `Publisher`."""
         places, size = layout(tensors)
         if self._ring is None:

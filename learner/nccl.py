@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from entrostat.learner.merged import Weight
 from entrostat.learner.weights import fill, layout, manifest, specs
 from entrostat.protocol.buckets import pieces
 from entrostat.protocol.errors import ConfigError, ResourceError, Stalled, StationLost
@@ -163,7 +164,7 @@ class NcclPublisher:
         self._buffer: Tensor | None = None
         self._broadcaster = Broadcaster(self._join)
 
-    def publish(self, version: PolicyVersion, tensors: Mapping[str, Tensor], probe: Probe) -> WeightsManifest:
+    def publish(self, version: PolicyVersion, tensors: Mapping[str, Weight], probe: Probe) -> WeightsManifest:
         """See `Publisher`.
 
         Raises:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,14 @@ HEAD_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A low-rank adapter beside one of the model's linear layers (adapters.py)."""
+
+    path: str  # of the layer, in the model
+    layer: Any  # peft.tuners.lora.LoraLayer
+
+
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """A causal language model, split into its decoder and its head so that logits are made only where they are read."""
 
@@ -37,11 +46,14 @@ class Policy:
     shares_prompts: bool = False  # proven: samples may go on from a prompt that is computed once
     packs: bool = False  # proven: whole samples may stand in one row, one after another
     ranks: Ranks = ALONE  # over which its weights are laid out (sharding.py)
+    adapters: tuple[Adapter, ...] = ()  # where there are any, they alone are trained
+    plain: bool = False  # computes without them: the model as it was before they were trained
 
     @property
     def decoder(self) -> Any:
         """Token ids → states before the head."""
-        return self.model.get_decoder() if self.ranks.alone else self.model.states
+        found = self.model.get_decoder() if self.ranks.alone else self.model.states
+        return partial(_without, self.adapters, found) if self.plain else found
 
     @property
     def head_weight(self) -> Tensor:
@@ -168,6 +180,18 @@ def _packs(policy: Policy, packed: Packing, source: str) -> bool:
     if reason:
         log.info("samples are padded instead of packed, which costs time: %s in %s", reason, source)
     return reason is None
+
+
+def _without(adapters: Sequence[Adapter], decoder: Any, **given: Any) -> Any:
+    """The decoder's answer, its adapters left out."""
+    try:
+        for adapter in adapters:
+            # peft's own switch takes the gradient of A and B off as well, which steps under way still need.
+            adapter.layer._disable_adapters = True
+        return decoder(**given)
+    finally:
+        for adapter in adapters:
+            adapter.layer._disable_adapters = False
 
 
 def freeze(policy: Policy) -> Policy:

@@ -1,5 +1,8 @@
 """The learner's part of a checkpoint: the policy in Hugging Face form, the optimizer, and torch's random state.
 
+A policy with adapters is saved merged, to be used by itself, and its adapter beside it in peft's form. Training goes
+on from the adapter and the model it was begun from, as the trainer loads them: what was merged was rounded.
+
 One rank writes the optimizer to a file; several write a folder, a checkpoint of torch.distributed in which each puts
 its parts of weights and moments. Either is read by any number of ranks.
 """
@@ -16,6 +19,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from entrostat.learner import checkpoint
+from entrostat.learner.adapters import merged_weights, save_adapter
+from entrostat.learner.merged import made
 from entrostat.learner.optimizer import MOMENTS, Optimizer
 from entrostat.learner.policy import Policy
 from entrostat.learner.sharding import gather
@@ -24,6 +29,7 @@ from entrostat.protocol.errors import CheckpointDamaged, ResourceError
 from entrostat.protocol.messages import PolicyVersion
 
 POLICY, OPTIMIZER, OPTIMIZER_PARTS, CONTROLLER = "policy", "optimizer.pt", "optimizer", "controller.bin"
+ADAPTER = "adapter"
 RANDOM = "random"  # torch's state, among the optimizer's
 
 
@@ -55,7 +61,8 @@ def save_state(folder: Path, policy: Policy, optimizer: Optimizer) -> None:
     """
     ranks = policy.ranks
     if ranks.alone:
-        policy.model.save_pretrained(folder / POLICY)
+        if not policy.adapters:
+            policy.model.save_pretrained(folder / POLICY)
         torch.save({**optimizer.state(), RANDOM: torch.get_rng_state()}, folder / OPTIMIZER)
     else:
         ranks.meet()
@@ -66,9 +73,8 @@ def save_state(folder: Path, policy: Policy, optimizer: Optimizer) -> None:
                 f"the learner's ranks can't write to {folder / OPTIMIZER_PARTS} ({_reasons(error)}): all of them need "
                 "the run directory, on a disk with room"
             ) from error
-        tensors = gather(policy)
-        if ranks.first:
-            _save_policy(folder / POLICY, policy, tensors)
+    if policy.adapters or not ranks.alone:
+        _save_policy(folder, policy)
     if ranks.first:
         policy.tokenizer.save_pretrained(folder / POLICY)
 
@@ -137,12 +143,18 @@ def _from_parts(path: Path, policy: Policy, optimizer: Optimizer) -> Tensor:
     return random
 
 
-def _save_policy(folder: Path, policy: Policy, tensors: dict[str, Tensor]) -> None:
-    config = policy.model.config
-    policy.model.save_pretrained(folder, state_dict=tensors)
+def _save_policy(folder: Path, policy: Policy) -> None:
+    """Writes the policy whole, gathered and merged, and its adapter beside it. Every rank calls it."""
+    tensors, config = gather(policy), policy.model.config
+    if not policy.ranks.first:
+        return
+    if policy.adapters:
+        save_adapter(folder / ADAPTER, policy, tensors)
+        tensors = {name: made(weight).cpu() for name, weight in merged_weights(policy, tensors).items()}
+    policy.model.save_pretrained(folder / POLICY, state_dict=tensors)
     # transformers asks the parts, which are float32, and not what they are gathered in.
     config.dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
-    config.save_pretrained(folder)
+    config.save_pretrained(folder / POLICY)
 
 
 def _reasons(error: CheckpointException) -> str:

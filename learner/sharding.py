@@ -25,8 +25,8 @@ HALF = (torch.bfloat16, torch.float16)
 def shard(policy: Policy, ranks: Ranks) -> Policy:
     """The same policy with its weights parted among the ranks; alone, the policy itself.
 
-    What is trained in half precision is held in float32 and gathered in half, so that rounding loses no update;
-    gradients are added up over the ranks in float32. A frozen policy stays as it is.
+    A policy that is trained in half precision is held in float32 and gathered in half, so that rounding loses no
+    update; gradients are added up over the ranks in float32. A frozen policy stays as it is.
     """
     if ranks.alone:
         return policy
@@ -48,11 +48,14 @@ def shard(policy: Policy, ranks: Ranks) -> Policy:
 
 
 def gather(policy: Policy) -> dict[str, Tensor]:
-    """Every weight of a sharded policy under its name in the model, on the first rank's host; nothing on the others.
+    """Every weight under its name in the model, on the first rank; nothing on the others.
 
-    It is gathered unit by unit in the dtype that is computed in, so that no device holds more than a layer beside its
-    part. Tied weights are one tensor under each of their names.
+    Alone they are the model's own tensors. Of a sharded policy copies are gathered on the host, unit by unit in the
+    dtype that is computed in, so that no device holds more than a layer beside its part. Tied weights are one tensor
+    under each of their names.
     """
+    if policy.ranks.alone:
+        return dict(policy.model.state_dict())
     model, found = policy.model, dict[str, Tensor]()
     copies: dict[int, Tensor] = {}
     units: list[tuple[str, Any]] = [each for each in model.named_modules() if isinstance(each[1], FSDPModule)]

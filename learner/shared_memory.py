@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
+from entrostat.learner.merged import Weight
 from entrostat.learner.segment import Segment
 from entrostat.learner.weights import as_tensor, fill, layout, manifest, specs
 from entrostat.protocol.errors import ResourceError
@@ -61,7 +60,7 @@ class SharedMemoryPublisher:
         self._segments: list[Segment] = []  # by age of their versions, the newest last
         self.seconds = PublishSeconds(room=0.0, copy=0.0, checksums=0.0)
 
-    def publish(self, version: PolicyVersion, tensors: Mapping[str, Tensor], probe: Probe) -> WeightsManifest:
+    def publish(self, version: PolicyVersion, tensors: Mapping[str, Weight], probe: Probe) -> WeightsManifest:
         """See `Publisher`."""
         began = time.perf_counter()
         places, size = layout(tensors)

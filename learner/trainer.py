@@ -9,26 +9,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from entrostat.learner import checkpoint, probe, samples
+from entrostat.learner.adapters import adapt, adapter_tensors, check_base, merged_as_saved, restore_adapter
 from entrostat.learner.batching import flatten
 from entrostat.learner.forward import PerToken
 from entrostat.learner.ipc import IpcPublisher
 from entrostat.learner.measures import per_sample, step_report
+from entrostat.learner.merged import Weight
 from entrostat.learner.nccl import NcclPublisher
 from entrostat.learner.objective import Objective, steps_per_order
 from entrostat.learner.optimizer import Optimizer, learning_rate
 from entrostat.learner.policy import Policy, freeze, load_policy, score
 from entrostat.learner.ranks import ALONE, Ranks
-from entrostat.learner.saved import POLICY, commit, restore_state, save_state
+from entrostat.learner.saved import ADAPTER, POLICY, commit, restore_state, save_state
 from entrostat.learner.sharding import gather, shard
 from entrostat.learner.shared_memory import ROOT, SharedMemoryPublisher
 from entrostat.learner.steps import Taken, take
 from entrostat.learner.weights import Publisher
 from entrostat.protocol.arrays import Int32, UInt8
 from entrostat.protocol.errors import ConfigError, EntrostatError, ResourceError
-from entrostat.protocol.learner_settings import LearnerSettings
+from entrostat.protocol.learner_settings import LearnerSettings, Lora
 from entrostat.protocol.messages import (
     Group,
     PhaseSeconds,
@@ -51,7 +52,7 @@ class Made:
     version: PolicyVersion
     taken: Taken
     rate: float
-    tensors: Mapping[str, Tensor]  # on the first rank
+    tensors: Mapping[str, Weight]  # on the first rank
     probe: Probe
 
 
@@ -94,9 +95,7 @@ class Trainer:
             # Ray leaves torch as many as the actor's CPUs: one.
             torch.set_num_threads(chosen_threads(stations, len(os.sched_getaffinity(0)), ranks.count))
         self._policy = shard(_loaded(stations, checkpoint, device), ranks)
-        # The reference is the policy the run started from, after a resume too.
-        wanted = self._settings.kl_coefficient > 0
-        self._reference = shard(freeze(_loaded(stations, None, device)), ranks) if wanted else None
+        self._reference = self._made_reference(device, ranks) if self._settings.kl_coefficient > 0 else None
         self._optimizer = Optimizer(self._policy.model.named_parameters(), self._settings, ranks)
         if checkpoint is not None:
             restore_state(checkpoint, self._policy, self._optimizer)
@@ -119,7 +118,7 @@ class Trainer:
         """Publishes the starting policy."""
         return self._published(self.version, *self.make_first())
 
-    def make_first(self) -> tuple[Mapping[str, Tensor], Probe]:
+    def make_first(self) -> tuple[Mapping[str, Weight], Probe]:
         """The starting policy's weights, on the first rank, and their probe."""
         first = [self._encode(prompt.text) for prompt in list(self._prompts.values())[: self._settings.probe_sequences]]
         sequences = probe.first_sequences(first, self._settings.probe_sequences, self._stations.seed)
@@ -211,14 +210,22 @@ class Trainer:
         if self._publisher is not None:
             self._publisher.close()
 
-    def _tensors(self) -> Mapping[str, Tensor]:
-        """What is published; on the first rank."""
-        if self._policy.ranks.alone:
-            return self._policy.named_tensors()
-        tensors = gather(self._policy)
-        return self._policy.as_saved(tensors) if tensors else tensors
+    def _made_reference(self, device: torch.device, ranks: Ranks) -> Policy:
+        """The policy the run started from, after a resume too; beside adapters its weights are here already."""
+        if self._policy.adapters:
+            return replace(self._policy, plain=True)
+        return shard(freeze(_loaded(self._stations, None, device)), ranks)
 
-    def _published(self, version: PolicyVersion, tensors: Mapping[str, Tensor], found: Probe) -> WeightsManifest:
+    def _tensors(self) -> Mapping[str, Weight]:
+        """What is published; on the first rank."""
+        tensors, weights = gather(self._policy), self._settings.weights
+        if not tensors:
+            return {}
+        if not isinstance(weights, Lora):
+            return self._policy.as_saved(tensors)
+        return (adapter_tensors if weights.publish == "adapter" else merged_as_saved)(self._policy, tensors)
+
+    def _published(self, version: PolicyVersion, tensors: Mapping[str, Weight], found: Probe) -> WeightsManifest:
         if self._publisher is None:
             raise EntrostatError(
                 f"rank {self._policy.ranks.number} of the learner was asked to publish version {version}: only the "
@@ -295,10 +302,23 @@ def _publisher(stations: Stations, device: torch.device, shared_memory: Path) ->
 
 
 def _loaded(stations: Stations, checkpoint_folder: Path | None, device: torch.device) -> Policy:
-    return load_policy(
+    """The policy a run is begun with, or the one in a checkpoint of it.
+
+    One with adapters is made of the model the run was begun from, and of the checkpoint's adapter.
+    """
+    weights, source = stations.learner.weights, stations.model.path
+    if checkpoint_folder is not None and not isinstance(weights, Lora):
+        source = str(checkpoint_folder / POLICY)
+    policy = load_policy(
         stations.model,
-        source=stations.model.path if checkpoint_folder is None else str(checkpoint_folder / POLICY),
+        source=source,
         device=device,
         gradient_checkpointing=stations.learner.gradient_checkpointing,
         packed=stations.learner.packing,
     )
+    if isinstance(weights, Lora):
+        policy = adapt(policy, weights, source=source, seed=stations.seed)
+        if checkpoint_folder is not None:
+            restore_adapter(checkpoint_folder / ADAPTER, policy)
+            check_base(checkpoint_folder / POLICY, policy)
+    return policy

@@ -3,8 +3,9 @@
 A tied head is listed under its own name as well, at the offset of the embedding it shares: an engine that is not told
 about it keeps its old head without an error.
 
-Tensors are written to their place once, cast on the way where they are to be served in another dtype: nothing is
-staged. They are copied and checked in buckets (`protocol/buckets.py`), by several threads.
+Tensors are written to their place once, cast on the way where they are to be served in another dtype. Only a weight
+with an adapter beside it is made first, by itself. They are copied and checked in buckets (`protocol/buckets.py`), by
+several threads.
 """
 
 import struct
@@ -17,6 +18,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from entrostat.learner.merged import Merged, Weight, held
 from entrostat.protocol.arrays import UInt8, aligned
 from entrostat.protocol.buckets import Piece, buckets, checksums, each, pieces
 from entrostat.protocol.messages import (
@@ -33,7 +35,7 @@ from entrostat.protocol.messages import (
 class Publisher(Protocol):
     """Where published versions lie."""
 
-    def publish(self, version: PolicyVersion, tensors: Mapping[str, Tensor], probe: Probe) -> WeightsManifest:
+    def publish(self, version: PolicyVersion, tensors: Mapping[str, Weight], probe: Probe) -> WeightsManifest:
         """Copies the tensors into a new flat buffer, and drops the versions nobody needs any more.
 
         Raises:
@@ -51,11 +53,16 @@ class Place:
     """Where one tensor goes in the flat buffer."""
 
     name: str
-    tensor: Tensor
+    weight: Weight
     dtype: torch.dtype  # in the buffer
     offset: int
     bytes: int  # in the buffer
     shared: bool  # an earlier place holds the same memory
+
+    @property
+    def tensor(self) -> Tensor:
+        """What has its shape."""
+        return held(self.weight)
 
     @property
     def spans(self) -> list[Piece]:
@@ -63,7 +70,7 @@ class Place:
         return [(self.offset + first, self.offset + end) for first, end in pieces(self.bytes)]
 
 
-def layout(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | None = None) -> tuple[list[Place], int]:
+def layout(tensors: Mapping[str, Weight], dtypes: Mapping[str, torch.dtype] | None = None) -> tuple[list[Place], int]:
     """A place for every tensor, in order, and the buffer's size in bytes. Tensors that share memory share a place.
 
     `dtypes` names those that are served in another dtype than the learner holds them in.
@@ -71,7 +78,8 @@ def layout(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | No
     places: list[Place] = []
     offsets: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], int] = {}
     end = 0
-    for name, tensor in tensors.items():
+    for name, weight in tensors.items():
+        tensor = held(weight)
         dtype = (dtypes or {}).get(name, tensor.dtype)
         memory = (tensor.data_ptr(), tensor.shape, tensor.stride(), dtype)
         size = tensor.numel() * dtype.itemsize
@@ -79,7 +87,7 @@ def layout(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | No
         if not shared:
             offsets[memory] = end
             end = aligned(end + size)
-        places.append(Place(name=name, tensor=tensor, dtype=dtype, offset=offsets[memory], bytes=size, shared=shared))
+        places.append(Place(name=name, weight=weight, dtype=dtype, offset=offsets[memory], bytes=size, shared=shared))
     return places, end
 
 
@@ -94,6 +102,9 @@ def fill(buffer: Tensor, places: Sequence[Place], threads: int = 1) -> None:
         if place.shared:
             continue
         target = buffer[place.offset : place.offset + place.bytes]
+        if isinstance(place.weight, Merged):  # made one at a time: the next one takes its memory
+            target.view(place.dtype).view(place.tensor.shape).copy_(place.weight.made())
+            continue
         tensor = place.tensor.detach()
         on_host = buffer.device.type == tensor.device.type == "cpu"
         if on_host and tensor.is_contiguous() and tensor.dtype == place.dtype:

@@ -69,6 +69,40 @@ class KlCov(Settings, frozen=True, kw_only=True, tag_field="kind", tag="kl_cov")
 Packing = Literal["auto", "on", "off"]
 PolicyLoss = PpoClip | Gspo | Cispo | ClipCov | KlCov
 
+NOT_ADAPTED = ("lm_head", "embed_tokens", "wte", "embed_out")  # heads and embeddings, as most families name them
+
+
+class AllWeights(Settings, frozen=True, kw_only=True, tag_field="kind", tag="all"):
+    """Every weight of the policy is trained."""
+
+
+class Lora(Settings, frozen=True, kw_only=True, tag_field="kind", tag="lora"):
+    """Low-rank adapters are trained beside frozen weights: W + (α/r)·B·A.
+
+    There is no dropout: the log-probs of a step must be those of the policy that is published.
+    """
+
+    rank: Annotated[int, Meta(ge=1, le=512)] = 16  # r; 512 is the most vLLM holds
+    alpha: Count = 32  # α
+    targets: Literal["all-linear"] | Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)] = (
+        "all-linear"  # every linear layer but the head, or the last parts of their names: ["q_proj", "v_proj"]
+    )
+    publish: Literal["merged", "adapter"] = "merged"  # whole weights, or A and B alone for vLLM to compute with
+
+    def __post_init__(self) -> None:
+        named = () if isinstance(self.targets, str) else self.targets
+        for target in named:
+            if target == "all-linear":
+                raise ValueError('targets names "all-linear" in a list: write targets = "all-linear", or name layers')
+            if target.rpartition(".")[2] in NOT_ADAPTED:
+                raise ValueError(
+                    f"targets names {target}: head and embeddings are not adapted, because the learner multiplies by "
+                    "the head's own weight. Leave it out"
+                )
+
+
+TrainedWeights = AllWeights | Lora
+
 
 class LearnerSettings(Settings, frozen=True, kw_only=True):
     """One optimizer step."""
@@ -78,6 +112,7 @@ class LearnerSettings(Settings, frozen=True, kw_only=True):
     gpus: NonNegative = 1.0  # of Ray's GPUs for each rank, where there are any
     ranks: Count = 1  # processes that make each step together, each with its part of the weights
     rank_seconds: Seconds = 300.0  # the longest one rank waits for another
+    weights: TrainedWeights = AllWeights()  # which are trained
     lr: Positive = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: CountOrZero = 0

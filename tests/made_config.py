@@ -44,7 +44,9 @@ lr = 1e-4
 def small_file(folder: Path) -> Path:
     """A valid configuration whose model and data lie beside it."""
     (folder / "model").mkdir()
-    (folder / "model/config.json").write_text(json.dumps({"vocab_size": 100, "max_position_embeddings": 256}))
+    (folder / "model/config.json").write_text(
+        json.dumps({"vocab_size": 100, "hidden_size": 8, "max_position_embeddings": 256})
+    )
     (folder / "data").mkdir()
     (folder / "data/problems.jsonl").write_text(
         '{"question": "a", "answer": "1"}\n\n{"question": "b", "answer": "2"}\n'

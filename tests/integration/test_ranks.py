@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from entrostat.learner.adapters import adapt, adapter_tensors, merged_as_saved
 from entrostat.learner.batching import Sample
+from entrostat.learner.merged import made as made_of
 from entrostat.learner.optimizer import Optimizer
 from entrostat.learner.policy import Policy, freeze
 from entrostat.learner.ranks import ALONE, Ranks
@@ -19,7 +21,16 @@ from entrostat.learner.steps import take
 from entrostat.learner.trainer import Trainer
 from entrostat.learner.update import accumulate
 from entrostat.protocol.errors import NumericsError
-from entrostat.protocol.learner_settings import ClipCov, Gspo, KlCov, LearnerSettings, Packing
+from entrostat.protocol.learner_settings import (
+    AllWeights,
+    ClipCov,
+    Gspo,
+    KlCov,
+    LearnerSettings,
+    Lora,
+    Packing,
+    TrainedWeights,
+)
 from entrostat.protocol.messages import PolicyVersion, StepOutcome
 from entrostat.protocol.settings import Stations
 from tests.several_ranks import SeveralRanks
@@ -35,6 +46,7 @@ from tests.tiny_policy import (
     moved,
 )
 
+LORA = Lora(rank=4, alpha=6)
 EXACT = 1e-6  # what is asked for; rounding in float64 is far below
 
 
@@ -132,6 +144,35 @@ def test_two_ranks_take_the_steps_that_one_takes(two: SeveralRanks, folder: Path
     expected = steps_of(ALONE, folder, changes, orders)
     for found in two.run(steps_of, folder, changes, orders):
         assert_same(found, expected)
+
+
+def adapted_steps(ranks: Ranks, folder: Path, checkpointing: bool) -> dict[str, Any]:
+    """Adapters after an order's steps, with a pull to the policy without them, and what is published then."""
+    policy = adapt(loaded(folder, gradient_checkpointing=checkpointing), LORA, source=str(folder), seed=0)
+    with torch.no_grad():
+        for i, part in enumerate(adapter_tensors(policy, policy.model.state_dict()).values()):
+            part.add_(0.02 * torch.arange(part.numel()).add(i).sin().view(part.shape))
+    policy = shard(in_float64(policy), ranks)
+    wanted = objective(**PARTS, kl_coefficient=0.3)
+    optimizer = Optimizer(policy.model.named_parameters(), wanted.learner, ranks)
+    order, reference = ordered(groups_of_all_kinds()), replace(policy, plain=True)
+    taken = take(policy, reference, optimizer, samples_of(wanted), wanted, order, RATE, "step 1")
+    found: dict[str, Any] = {name: whole(weight) for name, weight in policy.model.named_parameters()}
+    found |= {f"J {i}": step.measured.terms.objective for i, step in enumerate(taken.steps)}
+    by_sample = taken.tokens.sample.argsort(stable=True)
+    found |= {name: getattr(taken.tokens, name)[by_sample].numpy() for name in ("entropy", "reference")}
+    state = gather(policy)
+    if ranks.first:
+        found |= {f"merged {name}": made_of(weight).numpy() for name, weight in merged_as_saved(policy, state).items()}
+    return found
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_ranks_train_adapters_like_one(two: SeveralRanks, folder: Path, checkpointing: bool) -> None:
+    expected = adapted_steps(ALONE, folder, checkpointing)
+    first, other = two.run(adapted_steps, folder, checkpointing)
+    assert_same(first, expected)
+    assert_same(other, {name: value for name, value in expected.items() if not name.startswith("merged ")})
 
 
 def uneven(ranks: Ranks, folder: Path, kind: str, packing: Packing) -> dict[str, Any]:
@@ -246,10 +287,13 @@ def test_two_ranks_publish_and_report_what_one_does(two: SeveralRanks, tmp_path:
     close()
 
 
+@pytest.mark.parametrize("weights", [AllWeights(), LORA])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_checkpoint_goes_on_with_any_number_of_ranks(two: SeveralRanks, tmp_path: Path, dtype: str) -> None:
+def test_a_checkpoint_goes_on_with_any_number_of_ranks(
+    two: SeveralRanks, tmp_path: Path, dtype: str, weights: TrainedWeights
+) -> None:
     model = make_policy(tmp_path / "policy", dtype=getattr(torch, dtype))
-    stations = stations_of(model, tmp_path, dtype)
+    stations = stations_of(model, tmp_path, dtype, weights=weights)
     two.run(start, stations, tmp_path, 0, None)
     two.run(train, 1)
     folder = tmp_path / "checkpoints/step-1"

@@ -15,6 +15,7 @@ HOMES = {
         *("actors/handles.py", "actors/remote.py", "controller/remote.py", "learner/remote.py", "learner/followers.py"),
         "entrostat/ray_calls.py",
     ),
+    "peft": ("learner/adapters.py",),
     "prometheus_client": ("protocol/metrics.py",),
 }
 

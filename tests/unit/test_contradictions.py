@@ -50,6 +50,7 @@ def file(tmp_path: Path) -> Path:
             ["learner.transport=ipc", "rollout.engine.kind=vllm", "rollout.engine.tensor_parallel=2"],
             '[rollout.engine] tensor_parallel = 2, but [learner] transport = "ipc" is for one GPU',
         ),
+        (["learner.weights.kind=lora", "learner.weights.rank=9"], "rank = 9 is above the model's width of 8"),
         (["learner.minibatches=9"], "[learner] minibatches = 9 optimizer steps of at least one group each"),
         (["learner.proximal=behaviour", "learner.sequence_mask=0.1"], "[learner] sequence_mask = 0.1 rejects samples"),
         (["batch.filter=zero_variance", "batch.refill=1.1"], "[batch] refill = 1.1 times 8 prompts leaves no group"),
@@ -106,6 +107,8 @@ def test_a_run_has_one_delay_and_a_simulation_any(file: Path, lag: int) -> None:
         ["entropy.estimator.kind=top_k", "entropy.estimator.k=99"],
         ["batch.filter=zero_variance", "batch.refill=1.125"],
         ["learner.minibatches=8"],
+        ["learner.weights.kind=lora", "learner.weights.rank=8", "learner.weights.targets=['q_proj']"],
+        ["learner.weights.kind=lora", "learner.weights.rank=1", "learner.weights.publish=adapter", "learner.ranks=2"],
         ["learner.proximal=behaviour"],
         ["entropy.weight.difficulty=group", "entropy.weight.minimum=0", "entropy.weight.normalise=false"],
     ],
@@ -129,6 +132,25 @@ def test_a_band_that_cannot_work_is_refused(file: Path, change: list[str], expec
     band = [f"entropy.law.{each}" for each in BAND]
     assert isinstance(load(file, band).entropy.law, BandLaw)
     assert expected in refused(file, *band, *(f"entropy.law.{each}" for each in change))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("rank=0", "[learner.weights] rank = 0"),
+        ("rank=513", "[learner.weights] rank = 513"),
+        ("alpha=0", "[learner.weights] alpha = 0"),
+        ("targets=[]", "[learner.weights] targets = []"),
+        ("targets=['lm_head']", "names lm_head: head and embeddings are not adapted"),
+        ("targets=['q_proj', 'model.embed_tokens']", "names model.embed_tokens: head and embeddings are not adapted"),
+        ("targets=['all-linear']", 'write targets = "all-linear"'),
+        ("targets=every", "[learner.weights] targets"),
+        ("publish=both", "[learner.weights] publish"),
+        ("dropout=0.1", "[learner.weights] dropout: unknown key"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(file: Path, change: str, expected: str) -> None:
+    assert expected in refused(file, "learner.weights.kind=lora", f"learner.weights.{change}")
 
 
 def test_an_empty_file_of_problems_is_named(file: Path) -> None:

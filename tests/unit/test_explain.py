@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from entrostat.config import load
-from entrostat.explain import explain, parameter_count
+from entrostat.explain import explain
+from entrostat.parameters import parameter_count
 
 
 def test_the_quickstart_is_told_in_the_one_vocabulary(quickstart: Path) -> None:
