@@ -3,7 +3,7 @@
 Positions restart with each sample. transformers' models hand what they are told of sequences, and don't use
 themselves, on to their attention function; the one here reads it. On a GPU in half precision that is torch's own
 variable-length attention, a kernel that never sees two samples together; elsewhere each sample has its own attention in
-turn, which gives the same and is slower. Told of no sequences, it attends as the model did before.
+turn, which gives the same. Told of no sequences, it attends as the model did before.
 
 A layer with another memory than keys and values would carry one sample's into the next, and a window that only the
 mask tells of would be lost: a model has to prove itself before it is packed, `objection`.
