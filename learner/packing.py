@@ -3,7 +3,7 @@
 Positions restart with each sample. transformers' models hand what they are told of sequences, and don't use
 themselves, on to their attention function; the one here reads it. On a GPU in half precision that is torch's own
 variable-length attention, a kernel that never sees two samples together; elsewhere each sample has its own attention in
-turn, which gives the same and is slower. Told of no sequences, it attends as the model did before.
+turn, which gives the same. Told of no sequences, it attends as the model did before.
 
 A layer with another memory than keys and values would carry one sample's into the next, and a window that only the
 mask tells of would be lost: a model has to prove itself before it is packed, `objection`.
@@ -92,15 +92,18 @@ def attend(
         return whole
     if has_kernel(query.device, query.dtype):
         edges, longest = cu_seq_lens_q, max_length_q
-        rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        queries, keys, values = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
         grouped = query.shape[1] != key.shape[1]
-        mixed = varlen_attn(
-            *rows, edges, edges, longest, longest, scale=scaling, window_size=CAUSAL, enable_gqa=grouped
+        mixed: Any = varlen_attn(
+            *(queries, keys, values, edges, edges, longest, longest),
+            scale=scaling,
+            window_size=CAUSAL,
+            enable_gqa=grouped,
         )
         return mixed[None], None
     sizes = cu_seq_lens_q.diff().tolist()
-    apart = zip(*(tensor.split(sizes, 2) for tensor in (query, key, value)), strict=True)
-    return torch.cat([sdpa_attention_forward(module, *one, None, scaling=scaling)[0] for one in apart], 1), None
+    apart = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+    return torch.cat([sdpa_attention_forward(module, q, k, v, None, scaling=scaling)[0] for q, k, v in apart], 1), None
 
 
 AttentionInterface.register(NAME, attend)
