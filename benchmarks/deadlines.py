@@ -50,6 +50,7 @@ def carry_out(
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_heeding_interrupts,
         )
         try:
             if interrupt_unix:
@@ -78,6 +79,11 @@ def end(process: "subprocess.Popen[bytes]") -> None:
             one.kill()
     process.wait(END_SECONDS)
     psutil.wait_procs(below, END_SECONDS)
+
+
+def _heeding_interrupts() -> None:
+    # What a shell starts in the background ignores them, and so does all that it starts.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _said(output: Path) -> str:

@@ -1,5 +1,6 @@
 """A command with a deadline: what it says when it fails, is late or ends too soon, and what is left of it."""
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -42,6 +43,14 @@ def test_a_command_is_interrupted_when_its_time_is_up(tmp_path: Path) -> None:
     due = time.time() + 1.0
     carry_out("it", command, output=tmp_path / "said", seconds=SECONDS, interrupt_unix=due, expected=130)
     assert due <= time.time() < due + SECONDS
+
+
+def test_a_command_heeds_interrupts_though_we_ignore_them(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        test_a_command_is_interrupted_when_its_time_is_up(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_command_that_ends_before_its_time_is_up_is_an_error(tmp_path: Path) -> None:
