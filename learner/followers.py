@@ -174,7 +174,7 @@ def joined(stations: Stations, number: int, host: str, port: int, listening: int
     from torch.distributed import DistError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     from entrostat.learner.ranks import join
-    from entrostat.learner.trainer import chosen_device
+    from entrostat.learner.trainer_setup import chosen_device
 
     settings = stations.learner
     device = chosen_device(settings)

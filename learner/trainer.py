@@ -11,25 +11,23 @@ import numpy as np
 import torch
 
 from entrostat.learner import checkpoint, probe, samples
-from entrostat.learner.adapters import adapt, adapter_tensors, check_base, merged_as_saved, restore_adapter
+from entrostat.learner.adapters import adapter_tensors, merged_as_saved
 from entrostat.learner.batching import flatten
 from entrostat.learner.forward import PerToken
-from entrostat.learner.ipc import IpcPublisher
 from entrostat.learner.measures import per_sample, step_report
 from entrostat.learner.merged import Weight
-from entrostat.learner.nccl import NcclPublisher
 from entrostat.learner.objective import Objective, steps_per_order
 from entrostat.learner.optimizer import Optimizer, learning_rate
-from entrostat.learner.policy import Policy, freeze, load_policy, score
+from entrostat.learner.policy import Policy, freeze, score
 from entrostat.learner.ranks import ALONE, Ranks
-from entrostat.learner.saved import ADAPTER, POLICY, commit, restore_state, save_state
+from entrostat.learner.saved import commit, restore_state, save_state
 from entrostat.learner.sharding import gather, shard
-from entrostat.learner.shared_memory import ROOT, SharedMemoryPublisher
+from entrostat.learner.shared_memory import ROOT
 from entrostat.learner.steps import Taken, take
-from entrostat.learner.weights import Publisher
+from entrostat.learner.trainer_setup import chosen_device, chosen_publisher, chosen_threads, loaded
 from entrostat.protocol.arrays import Int32, UInt8
-from entrostat.protocol.errors import ConfigError, EntrostatError, ResourceError
-from entrostat.protocol.learner_settings import LearnerSettings, Lora
+from entrostat.protocol.errors import ConfigError, EntrostatError
+from entrostat.protocol.learner_settings import Lora
 from entrostat.protocol.messages import (
     Group,
     PhaseSeconds,
@@ -40,7 +38,7 @@ from entrostat.protocol.messages import (
     TrainOrder,
     WeightsManifest,
 )
-from entrostat.protocol.settings import Stations, VllmSettings
+from entrostat.protocol.settings import Stations
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +92,7 @@ class Trainer:
         if self._settings.threads or device.type == "cpu":
             # Ray leaves torch as many as the actor's CPUs: one.
             torch.set_num_threads(chosen_threads(stations, len(os.sched_getaffinity(0)), ranks.count))
-        self._policy = shard(_loaded(stations, checkpoint, device), ranks)
+        self._policy = shard(loaded(stations, checkpoint, device), ranks)
         self._reference = self._made_reference(device, ranks) if self._settings.kl_coefficient > 0 else None
         self._optimizer = Optimizer(self._policy.model.named_parameters(), self._settings, ranks)
         if checkpoint is not None:
@@ -107,7 +105,7 @@ class Trainer:
             response_limit=stations.rollout.max_response_tokens,
         )
         self._tolerance = probe.tolerance(stations.rollout.tolerance, stations.model.dtype)
-        self._publisher = _publisher(stations, device, shared_memory) if ranks.first else None
+        self._publisher = chosen_publisher(stations, device, shared_memory) if ranks.first else None
 
     @property
     def policy(self) -> Policy:
@@ -214,7 +212,7 @@ class Trainer:
         """The policy the run started from, after a resume too; beside adapters its weights are here already."""
         if self._policy.adapters:
             return replace(self._policy, plain=True)
-        return shard(freeze(_loaded(self._stations, None, device)), ranks)
+        return shard(freeze(loaded(self._stations, None, device)), ranks)
 
     def _tensors(self) -> Mapping[str, Weight]:
         """What is published; on the first rank."""
@@ -268,57 +266,3 @@ class Trainer:
 
     def _decode(self, tokens: Int32) -> str:
         return str(self._policy.tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
-
-
-def chosen_device(settings: LearnerSettings) -> torch.device:
-    """`cuda` when there is one, unless the settings say otherwise.
-
-    Raises:
-        ResourceError: a GPU is asked for and there is none.
-    """
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ResourceError(
-            'learner.device is "cuda" and torch sees no GPU: use "auto" or "cpu", or see entrostat doctor'
-        )
-    wanted = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
-
-
-def chosen_threads(stations: Stations, cores: int, ranks: int = 1) -> int:
-    """`learner.threads`, or a rank's share of what the actors' engines leave of the machine's cores."""
-    engine = stations.rollout.engine
-    of_an_engine = engine.threads if isinstance(engine, VllmSettings) else 1
-    left = cores - stations.rollout.actors * of_an_engine
-    return stations.learner.threads or max(1, left // ranks)
-
-
-def _publisher(stations: Stations, device: torch.device, shared_memory: Path) -> Publisher:
-    transport, engine = stations.learner.transport, stations.rollout.engine
-    if transport == "ipc":
-        return IpcPublisher(device)
-    if transport == "nccl":
-        return NcclPublisher(device, engine.tensor_parallel if isinstance(engine, VllmSettings) else 1)
-    return SharedMemoryPublisher(stations.run, shared_memory, torch.get_num_threads())
-
-
-def _loaded(stations: Stations, checkpoint_folder: Path | None, device: torch.device) -> Policy:
-    """The policy a run is begun with, or the one in a checkpoint of it.
-
-    One with adapters is made of the model the run was begun from, and of the checkpoint's adapter.
-    """
-    weights, source = stations.learner.weights, stations.model.path
-    if checkpoint_folder is not None and not isinstance(weights, Lora):
-        source = str(checkpoint_folder / POLICY)
-    policy = load_policy(
-        stations.model,
-        source=source,
-        device=device,
-        gradient_checkpointing=stations.learner.gradient_checkpointing,
-        packed=stations.learner.packing,
-    )
-    if isinstance(weights, Lora):
-        policy = adapt(policy, weights, source=source, seed=stations.seed)
-        if checkpoint_folder is not None:
-            restore_adapter(checkpoint_folder / ADAPTER, policy)
-            check_base(checkpoint_folder / POLICY, policy)
-    return policy

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from entrostat.actors.engine_setup import prepare_environment
-from entrostat.learner.trainer import Trainer, chosen_threads
+from entrostat.learner.trainer import Trainer
+from entrostat.learner.trainer_setup import chosen_threads
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import PolicyVersion
 from entrostat.protocol.settings import EngineSettings, ModelSettings, RolloutSettings, SimulatedSettings, VllmSettings

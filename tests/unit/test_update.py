@@ -15,7 +15,8 @@ from entrostat.learner.measures import per_sample
 from entrostat.learner.objective import Objective
 from entrostat.learner.optimizer import Optimizer
 from entrostat.learner.policy import Policy, freeze
-from entrostat.learner.trainer import Trainer, chosen_device
+from entrostat.learner.trainer import Trainer
+from entrostat.learner.trainer_setup import chosen_device
 from entrostat.learner.update import Measured, accumulate
 from entrostat.protocol.entropy_settings import ClampedEntropy
 from entrostat.protocol.errors import EntrostatError, NumericsError, ResourceError
