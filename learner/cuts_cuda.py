@@ -18,9 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 4096  # logits at a time
-SAMPLE = 2048  # logits that bracket a cut
+SAMPLE = 4096  # logits that bracket a cut
 SPREAD = 4.5  # standard deviations of a sampled rank that the bracket leaves on either side
-ROOM = 2**14  # candidates that are written down
+# Candidates that are written down, one of so many logits: a bracket in the middle of a row holds one of 14, and varies.
+ROOM_SHARE = 10
 LOWEST, HIGHEST = tl.constexpr(-(2**31)), tl.constexpr(2**31 - 1)  # keys
 KEY_BITS = tl.constexpr(32)
 
@@ -33,8 +34,8 @@ def select(logits: Tensor, dropped: int) -> tuple[Tensor, Tensor]:
     rows, vocabulary = logits.shape
     cut, last = logits.new_empty(rows), logits.new_empty(rows, dtype=torch.int64)
     stride = vocabulary // SAMPLE
-    low, high = (0, 0) if stride < 2 else _bracket(dropped / vocabulary)
-    candidates = logits.new_empty(rows, min(ROOM, vocabulary), dtype=torch.int32)
+    low, high = (0, 0) if stride < 2 else bracket(dropped / vocabulary)
+    candidates = logits.new_empty(rows, room(vocabulary), dtype=torch.int32)
     if rows:
         _select[rows,](
             *(logits, cut, last, candidates, vocabulary, dropped, candidates.shape[1], stride, low, high),
@@ -53,7 +54,12 @@ def reaching(logits: Tensor, mass: float) -> tuple[Tensor, Tensor]:
     return cut, last
 
 
-def _bracket(share: float) -> tuple[int, int]:
+def room(vocabulary: int) -> int:
+    """Candidates of a row that can be written down; short rows have no bracket, and all of them are."""
+    return vocabulary if vocabulary < 2 * SAMPLE else vocabulary // ROOM_SHARE
+
+
+def bracket(share: float) -> tuple[int, int]:
     """The ranks in the sample that the row's cut lies between, but for one row in 100,000; −1 and SAMPLE: no bound."""
     middle, spread = share * SAMPLE, SPREAD * math.sqrt(max(share * (1.0 - share) * SAMPLE, 1.0))
     return max(math.floor(middle - spread) - 1, -1), min(math.ceil(middle + spread) + 1, SAMPLE)

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from entrostat.learner import rows_torch
 from entrostat.learner.rows import Estimator, HeadOutput, Kernels, Rows, joined
 
-# Up to so many logits (64 MiB in float32) `fused_head` keeps them for its backward pass, which then saves a product.
+# Up to so many logits in all (64 MiB in float32) `fused_head` keeps them for its backward pass, which saves a product.
 KEPT_LOGITS = 2**24
 # Rows of the weight that are converted, or whose gradient is, at a time where the head is in half precision.
 SLAB = 2**13
@@ -38,9 +38,10 @@ def fused_head(
     """`hidden [T, D]`, `weight [V, D]`, `targets [T] int64` → what `softmax(hidden · weightᵀ / temperature)` is like.
 
     `logprob` and `clamped_entropy` have gradients, for any weights per token. At most `chunk_tokens` rows of logits
-    live at a time. Sums are in float32 for half precision, else in the inputs' own.
+    live at a time, unless all of them are fewer than `KEPT_LOGITS`. Sums are in float32 for half precision, else in the
+    inputs' own.
     """
-    columns = _Head.apply(hidden, weight, targets, _How(temperature, estimator, chunk_tokens))
+    columns = _Head.apply(hidden, weight, targets, _How(temperature, estimator, chunk_tokens, torch.is_grad_enabled()))
     return HeadOutput(**dict(zip(OUTPUTS, columns, strict=True)))
 
 
@@ -66,7 +67,8 @@ def fused_head_loss(
         estimator: of the entropy; None where only log-probs are read.
         chunk_tokens: rows of logits that live at a time.
     """
-    total, *columns = _Loss.apply(hidden, weight, targets, loss, _How(temperature, estimator, chunk_tokens))
+    how = _How(temperature, estimator, chunk_tokens, torch.is_grad_enabled())
+    total, *columns = _Loss.apply(hidden, weight, targets, loss, how)
     return total, HeadOutput(**dict(zip(OUTPUTS, columns, strict=True)))
 
 
@@ -77,6 +79,7 @@ class _How:
     temperature: float
     estimator: Estimator
     chunk_tokens: int
+    graded: bool  # a backward pass may follow
 
 
 class _Head(torch.autograd.Function):  # type: ignore[misc]  # torch is not typed
@@ -85,7 +88,7 @@ class _Head(torch.autograd.Function):  # type: ignore[misc]  # torch is not type
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, how: _How) -> tuple[Tensor, ...]:
         chunks = _Chunks(hidden, weight, how)
-        keep = any(ctx.needs_input_grad) and hidden.shape[0] * weight.shape[0] <= KEPT_LOGITS
+        keep = how.graded and any(ctx.needs_input_grad) and hidden.shape[0] * weight.shape[0] <= KEPT_LOGITS
         measured, kept = [], []
         for chunk in chunks:
             z = chunks.logits(chunk, fresh=keep)
@@ -120,7 +123,7 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]  # torch is not type
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, loss: RowLoss, how: _How
     ) -> tuple[Tensor, ...]:
         chunks = _Chunks(hidden, weight, how)
-        gradient = _Gradient(hidden, weight, ctx.needs_input_grad)
+        gradient = _Gradient(hidden, weight, ctx.needs_input_grad if how.graded else (False, False))
         outputs: list[HeadOutput] = []
         total = hidden.new_zeros((), dtype=torch.float64)
         for chunk in chunks:
@@ -129,7 +132,7 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]  # torch is not type
             outputs.append(output)
             value, logprob, entropy = _loss_of(loss, output, chunk)
             total += value
-            if any(ctx.needs_input_grad):
+            if how.graded and any(ctx.needs_input_grad):
                 chunks.gradient_(z, targets[chunk], rows, logprob, entropy)
                 gradient.add(z, chunk)
         output = joined(outputs)
@@ -141,6 +144,10 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]  # torch is not type
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]  # torch is not typed
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "the loss taken inside the head can be differentiated once: its gradients are handed out"
+            )
         (hidden, weight), ctx.gradients = ctx.gradients, None
         if scale.is_cuda or scale.item() != 1.0:
             for gradient in (hidden, weight):

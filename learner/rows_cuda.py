@@ -106,7 +106,7 @@ def _sums(
         some = tl.load(z + at, mask=at < vocabulary, other=-float("inf"))
         higher = tl.maximum(peak, tl.max(some), propagate_nan=tl.PropagateNan.ALL)
         lift = tl.where(peak == -float("inf"), 0.0, peak - higher)
-        below = _floored(some - higher)
+        below = _floored(some - tl.where(higher == -float("inf"), 0.0, higher))  # −inf − (−inf) is NaN
         weight = tl.exp(below)
         keep = _is_kept(some, at, cut, last)
         scale = tl.exp(lift)

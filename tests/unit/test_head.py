@@ -18,6 +18,7 @@ from entrostat.learner.entropy import (
     top_k_mass,
 )
 from entrostat.learner.head import fused_head as head
+from entrostat.learner.head import fused_head_loss
 from entrostat.learner.rows import HeadOutput
 from entrostat.protocol.entropy_settings import (
     ClampedEntropy,
@@ -142,6 +143,67 @@ def test_a_head_of_zeros_is_uniform() -> None:
     out = head(hidden, weight * 0, targets, temperature=1.0, estimator=ESTIMATORS[0], chunk_tokens=9)
     assert out.logprob.tolist() == pytest.approx([-math.log(29)] * 13)
     assert out.clamped_entropy.tolist() == pytest.approx([math.log(29 - 8)] * 13)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("chunk", [1, 4, 13])
+def test_a_loss_taken_inside_the_head_has_the_gradients_of_one_taken_outside(
+    estimator: EstimatorSettings, chunk: int
+) -> None:
+    hidden, weight, targets = inputs()
+    out = head(hidden, weight, targets, temperature=1.3, estimator=estimator, chunk_tokens=100)
+    (2.5 * objective(out)).backward()
+    within, other, _ = inputs()
+    at = torch.linspace(0.1, 2.0, 13, dtype=torch.float64)
+    seen: list[int] = []
+
+    def loss(now: HeadOutput, rows: slice) -> torch.Tensor:
+        seen.extend(range(13)[rows])
+        return at[rows] * now.logprob + at.flip(0)[rows] * now.clamped_entropy
+
+    total, told = fused_head_loss(
+        within, other, targets, loss, temperature=1.3, estimator=estimator, chunk_tokens=chunk
+    )
+    (2.5 * total).backward(retain_graph=True)
+    assert seen == list(range(13))
+    torch.testing.assert_close(total, objective(out))
+    torch.testing.assert_close(told.entropy, out.entropy)
+    torch.testing.assert_close(within.grad, hidden.grad, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(other.grad, weight.grad, rtol=1e-12, atol=1e-12)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        total.backward()
+
+
+def test_without_a_gradient_the_head_makes_one_product_a_chunk() -> None:
+    hidden, weight, targets = inputs()
+    how = {"temperature": 1.0, "estimator": ESTIMATORS[0], "chunk_tokens": 4}
+    with torch.no_grad(), Products() as products:
+        fused_head_loss(hidden, weight, targets, lambda now, _: now.logprob, **how)
+    assert products.made == 4
+
+
+class Products(TorchDispatchMode):  # type: ignore[misc]  # torch is not typed
+    """How many matrix products are made meanwhile."""
+
+    made = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.made += function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
+        return function(*args, **kwargs or {})
+
+
+def test_a_half_precision_weight_is_converted_slab_by_slab_to_the_last_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets = (one.detach() for one in inputs())
+    half = [one.bfloat16().requires_grad_() for one in (hidden, weight)]
+    exact = [one.detach().double().requires_grad_() for one in half]
+    wanted = head(*exact, targets, temperature=1.0, estimator=ESTIMATORS[0], chunk_tokens=4)
+    objective(wanted).backward()
+    monkeypatch.setattr(heads, "SLAB", 6)
+    found = head(*half, targets, temperature=1.0, estimator=ESTIMATORS[0], chunk_tokens=4)
+    objective(found).backward()
+    torch.testing.assert_close(found.logprob.double(), wanted.logprob, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(half, exact, strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-2, atol=1e-2)
 
 
 def test_half_precision_becomes_float32_before_the_sums() -> None:

@@ -157,6 +157,41 @@ def test_without_an_estimator_the_drawn_token_alone_is_measured(kernels: Kernels
     torch.testing.assert_close(logits, wanted)
 
 
+def test_logits_of_minus_infinity_at_a_rows_front_leave_the_rest_as_it_is(kernels: Kernels) -> None:
+    logits, targets = made(2, 5001)
+    logits[:, :4500] = -math.inf
+    targets[:] = 5000
+    check_finite = rows_torch.measure(logits, targets, FullEntropy())[0]
+    output, rows = kernels.measure(logits, targets, FullEntropy())
+    torch.testing.assert_close(output.logprob, check_finite.logprob)
+    torch.testing.assert_close(output.entropy, check_finite.entropy, rtol=1e-5, atol=1e-6)
+    kernels.gradient_(logits, targets, rows, torch.ones(2), torch.ones(2))
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("kernels", ["interpreted"], indirect=True)
+def test_a_row_whose_bracket_is_overfull_is_cut_exactly_too(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, targets = made(2, 9001)
+    monkeypatch.setattr(sys.modules[GPU_MODULES[0]], "room", lambda _: 16)
+    check(kernels, logits, targets, ClampedEntropy(drop_fraction=0.25))
+
+
+@pytest.mark.parametrize("kernels", ["interpreted"], indirect=True)
+@pytest.mark.parametrize("vocabulary", [10_007, 32_000, 151_936, 201_088, 262_144])
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_a_bracket_holds_the_cut_and_has_room(kernels: Kernels, vocabulary: int, share: float) -> None:
+    cuts, random = sys.modules[GPU_MODULES[0]], np.random.default_rng(7)
+    low, high = cuts.bracket(share)
+    for _ in range(5):
+        row = random.standard_normal(vocabulary)
+        stride = vocabulary // cuts.SAMPLE
+        sample = np.sort(row[: cuts.SAMPLE * stride : stride])
+        ranked = np.sort(row)
+        below, end = np.searchsorted(ranked, sample[low]), np.searchsorted(ranked, sample[high], side="right")
+        assert below <= int(share * vocabulary) < end
+        assert end - below <= cuts.room(vocabulary)
+
+
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_any_row_is_cut_as_a_sort_cuts_it(data: st.DataObject) -> None:
