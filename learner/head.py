@@ -123,7 +123,8 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]  # torch is not type
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, loss: RowLoss, how: _How
     ) -> tuple[Tensor, ...]:
         chunks = _Chunks(hidden, weight, how)
-        gradient = _Gradient(hidden, weight, ctx.needs_input_grad if how.graded else (False, False))
+        needed = ctx.needs_input_grad[:2] if how.graded else (False, False)
+        gradient = _Gradient(hidden, weight, needed)
         outputs: list[HeadOutput] = []
         total = hidden.new_zeros((), dtype=torch.float64)
         for chunk in chunks:
@@ -132,7 +133,7 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]  # torch is not type
             outputs.append(output)
             value, logprob, entropy = _loss_of(loss, output, chunk)
             total += value
-            if how.graded and any(ctx.needs_input_grad):
+            if any(needed):
                 chunks.gradient_(z, targets[chunk], rows, logprob, entropy)
                 gradient.add(z, chunk)
         output = joined(outputs)
