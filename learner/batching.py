@@ -14,6 +14,7 @@ import numpy as np
 
 from entrostat.learner.advantages import advantages_of, counting, shaped_rewards
 from entrostat.protocol.arrays import Float32, Int32
+from entrostat.protocol.errors import EntrostatError
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import FINISHED_LENGTH, Group, OrderedGroup
 
@@ -96,6 +97,22 @@ class Block:
         """All that is computed, and what of it counts."""
         yield from ((batch, True) for batch in self.batches)
         yield from ((batch, False) for batch in self.idle)
+
+
+def check_tokens(groups: Sequence[Group], vocabulary: int) -> None:
+    """That all tokens are some of the policy's: a GPU would read others from beyond its logits, without an error.
+
+    Raises:
+        EntrostatError: one is not.
+    """
+    for group in groups:
+        for tokens in (group.rollout.prompt_tokens, group.rollout.samples.tokens):
+            if len(tokens) and not (tokens.min() >= 0 and tokens.max() < vocabulary):
+                raise EntrostatError(
+                    f"a group of prompt {group.rollout.lease.prompt_id} has tokens from {tokens.min()} to "
+                    f"{tokens.max()}; expected 0 to {vocabulary - 1}, the policy's: the engine has another model or "
+                    "tokenizer than the learner. Give both the same model.path"
+                )
 
 
 def flatten(

@@ -12,7 +12,7 @@ import torch
 
 from entrostat.learner import checkpoint, probe, samples
 from entrostat.learner.adapters import adapter_tensors, merged_as_saved
-from entrostat.learner.batching import flatten
+from entrostat.learner.batching import check_tokens, flatten
 from entrostat.learner.forward import PerToken
 from entrostat.learner.measures import per_sample, step_report
 from entrostat.learner.merged import Weight
@@ -155,12 +155,14 @@ class Trainer:
         """An order's optimizer steps, not yet published.
 
         Raises:
-            EntrostatError: the order starts from another version, or the one before failed between its steps.
+            EntrostatError: the order starts from another version, or the one before failed between its steps; or a
+                group has tokens that are not the policy's.
             ConfigError: the order has fewer groups than `learner.minibatches`.
             NumericsError: the objective or its gradient is not finite; with one optimizer step per order the policy is
                 as before.
         """
         self._check(order)
+        check_tokens(groups, self._policy.head_weight.shape[0])
         after = PolicyVersion(branch=self.version.branch, step=self.version.step + 1)
         rate = learning_rate(after.step, self._stations.total_steps, self._settings)
         self._optimizer.clear()  # an order that failed may have left gradients

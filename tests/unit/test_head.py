@@ -176,9 +176,16 @@ def test_a_loss_taken_inside_the_head_has_the_gradients_of_one_taken_outside(
 
 def test_without_a_gradient_the_head_makes_one_product_a_chunk() -> None:
     hidden, weight, targets = inputs()
-    how = {"temperature": 1.0, "estimator": ESTIMATORS[0], "chunk_tokens": 4}
     with torch.no_grad(), Products() as products:
-        fused_head_loss(hidden, weight, targets, lambda now, _: now.logprob, **how)
+        fused_head_loss(
+            hidden,
+            weight,
+            targets,
+            lambda now, _: now.logprob,
+            temperature=1.0,
+            estimator=ESTIMATORS[0],
+            chunk_tokens=4,
+        )
     assert products.made == 4
 
 
@@ -194,12 +201,12 @@ class Products(TorchDispatchMode):  # type: ignore[misc]  # torch is not typed
 
 def test_a_half_precision_weight_is_converted_slab_by_slab_to_the_last_row(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, targets = (one.detach() for one in inputs())
-    half = [one.bfloat16().requires_grad_() for one in (hidden, weight)]
-    exact = [one.detach().double().requires_grad_() for one in half]
-    wanted = head(*exact, targets, temperature=1.0, estimator=ESTIMATORS[0], chunk_tokens=4)
+    half = (hidden.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_())
+    exact = (half[0].detach().double().requires_grad_(), half[1].detach().double().requires_grad_())
+    wanted = head(exact[0], exact[1], targets, temperature=1.0, estimator=ESTIMATORS[0], chunk_tokens=4)
     objective(wanted).backward()
     monkeypatch.setattr(heads, "SLAB", 6)
-    found = head(*half, targets, temperature=1.0, estimator=ESTIMATORS[0], chunk_tokens=4)
+    found = head(half[0], half[1], targets, temperature=1.0, estimator=ESTIMATORS[0], chunk_tokens=4)
     objective(found).backward()
     torch.testing.assert_close(found.logprob.double(), wanted.logprob, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(half, exact, strict=True):

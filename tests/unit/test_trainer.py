@@ -124,6 +124,18 @@ def test_more_minibatches_than_groups_are_refused(make_trainer: Any) -> None:
         trained(make_trainer(minibatches=5))
 
 
+@pytest.mark.parametrize("token", [-1, 10_000])
+def test_tokens_that_are_not_the_policys_are_refused_before_the_step(make_trainer: Any, token: int) -> None:
+    trainer, groups = make_trainer(), groups_of_all_kinds()
+    order = ordered(groups, version=trainer.version)
+    samples = msgspec.structs.replace(groups[2].rollout.samples, tokens=groups[2].rollout.samples.tokens.copy())
+    samples.tokens[0] = token
+    groups[2] = msgspec.structs.replace(groups[2], rollout=msgspec.structs.replace(groups[2].rollout, samples=samples))
+    with pytest.raises(EntrostatError, match="another model or tokenizer"):
+        trainer.train(order, groups, wait=0.0, fetch=0.0)
+    trainer.train(order, groups_of_all_kinds(), wait=0.0, fetch=0.0)
+
+
 def test_an_order_that_fails_between_its_steps_is_the_learners_last(make_trainer: Any, tmp_path: Path) -> None:
     trainer = make_trainer(minibatches=4)
     groups = groups_of_all_kinds()
