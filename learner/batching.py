@@ -14,7 +14,7 @@ import numpy as np
 
 from entrostat.learner.advantages import advantages_of, counting, shaped_rewards
 from entrostat.protocol.arrays import Float32, Int32
-from entrostat.protocol.errors import EntrostatError
+from entrostat.protocol.errors import EntrostatError, TaskError
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import FINISHED_LENGTH, Group, OrderedGroup
 
@@ -122,10 +122,18 @@ def flatten(
 
     With a `sample_balance` α the policy losses of samples with A > 0 are scaled by 1 + α, those with A < 0 by 1 − α
     (EntroPIC).
+
+    Raises:
+        TaskError: a group's prompt has no tokens.
     """
     samples: list[Sample] = []
     for g, (entry, group) in enumerate(zip(ordered, groups, strict=True)):
         rollout = group.rollout
+        if not len(rollout.prompt_tokens):
+            raise TaskError(
+                f"the group of lease {entry.lease_id} came without a prompt: prompt {entry.prompt_id} has 0 tokens, "
+                "and the first token of a response has nothing to go on from. Leave the prompt out of its task"
+            )
         truncated = rollout.samples.finish == FINISHED_LENGTH
         rewards = np.array([verdict.reward for verdict in group.verdicts], np.float64)
         shaped = shaped_rewards(rewards, truncated, settings.truncated, settings.truncation_penalty)

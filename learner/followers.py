@@ -1,7 +1,6 @@
 """The learner's ranks as Ray actors, but for the first: what they do beside it, and the first one's hold on them."""
 
 import logging
-import re
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BLAME_SECONDS = 10.0  # until a failed wait of the ranks for each other is seen in the one that caused it
-# What torch says, in a plain RuntimeError, when ranks lost each other.
-LOST = re.compile(r"gloo|nccl|connection|timed? ?out", re.IGNORECASE)
 
 
 class FollowerActor:
@@ -88,6 +85,8 @@ class FollowerActor:
             self._failure = error
             raise
         except Exception as error:
+            from entrostat.learner.ranks import is_lost
+
             log.exception("rank %d of the learner failed", self._number)
             told = StationLost(
                 f"rank {self._number} of the learner failed ({type(error).__name__}: {error}); its log is "
@@ -128,6 +127,8 @@ class Followers:
         try:
             yield
         except RuntimeError as error:
+            from entrostat.learner.ranks import is_lost
+
             if not is_lost(error) or not pending:
                 raise
             self._settle(pending, BLAME_SECONDS)
@@ -156,11 +157,6 @@ class Followers:
                 failed.append(error.cause)
         if failed:
             raise failed[0]
-
-
-def is_lost(error: Exception) -> bool:
-    """Whether a rank was waiting for another one in vain."""
-    return isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
 
 
 def joined(stations: Stations, number: int, host: str, port: int, listening: int | None = None) -> "Ranks":

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.core_model_loading import revert_weight_conversion
 
-from entrostat.learner import packing
+from entrostat.learner import dropout, packing
 from entrostat.learner.ranks import ALONE, Ranks
 from entrostat.learner.shared_prompt import SharedPrompts, go_on, objection, read_prompts
 from entrostat.protocol.arrays import Float32, Int32
@@ -131,7 +131,7 @@ def load_policy(
 
     Raises:
         ModelError: it can't be read, lacks weights, its logits are not a plain product with its head, or its samples
-            must be packed and can't be.
+            must be packed and can't be; or it computes at random.
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -153,13 +153,10 @@ def load_policy(
             f"the model in {source!r} lacks {len(absent)} weights, {absent[0]} first: they would start as noise. "
             "Use a complete checkpoint of a causal language model"
         )
-    policy = Policy(model=model.to(device), tokenizer=tokenizer)
-    _without_dropout(model)
+    policy = Policy(model=model.to(device).eval(), tokenizer=tokenizer)
+    _settle_mode(policy, source, gradient_checkpointing)
     _check_head(policy, source)
     if gradient_checkpointing:
-        model.config.use_cache = False
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()  # transformers checkpoints only in training mode
         reason: str | None = "gradient checkpointing keeps no cache"
     else:
         reason = objection(model.get_decoder(), policy.device, policy.head_weight.shape[0])
@@ -201,19 +198,30 @@ def freeze(policy: Policy) -> Policy:
     return policy
 
 
-def _without_dropout(model: Any) -> None:
-    model.eval()
-    module: Any
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+def _settle_mode(policy: Policy, source: str, gradient_checkpointing: bool) -> None:
+    """Puts the model into the mode that is trained in, and sees that it computes what evaluation does."""
+    ids = _some_tokens(policy)
+    with torch.no_grad():
+        expected = policy.hidden(ids)
+    if gradient_checkpointing:
+        dropout.checkpointed(policy.model)
+    gap = dropout.randomness(policy.hidden, expected, ids)
+    if gap is not None:
+        raise ModelError(
+            f"the model in {source!r} computes something else where it is trained than where it is evaluated (its "
+            f"states differ by {gap:.2g} of their norm): it drops or draws at random, and a step's log-probs would "
+            "not be those of the policy that is published. Set every dropout in its config.json to 0"
+            f"{', or learner.gradient_checkpointing = false' if gradient_checkpointing else ''}"
+        )
+
+
+def _some_tokens(policy: Policy) -> Tensor:
+    return torch.arange(CHECKED_TOKENS, device=policy.device)[None] % policy.head_weight.shape[0]
 
 
 def _check_head(policy: Policy, source: str) -> None:
     """Some families cap, scale or shift logits after the head: trained without that, they would be another policy."""
-    ids = torch.arange(CHECKED_TOKENS, device=policy.device)[None] % policy.head_weight.shape[0]
+    ids = _some_tokens(policy)
     with torch.no_grad():
         own = policy.model(input_ids=ids, use_cache=False).logits.float()
         plain = linear(policy.hidden(ids), policy.head_weight).float()

@@ -1,5 +1,6 @@
 """The processes that make the learner's steps together, and what they tell each other. Every wait has a deadline."""
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 CPU = torch.device("cpu")
+# What torch says, in a plain RuntimeError, when ranks lost each other.
+LOST = re.compile(r"gloo|nccl|connection|timed? ?out", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +71,8 @@ def join(store: Any, number: int, count: int, device: torch.device, seconds: flo
         BACKENDS[device.type], store=store, rank=number, world_size=count, timeout=timedelta(seconds=seconds)
     )
     return Ranks(number=number, count=count, device=device)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether a rank was waiting for another one in vain."""
+    return isinstance(error, RuntimeError) and LOST.search(str(error)) is not None

@@ -23,6 +23,7 @@ from entrostat.learner.adapters import merged_weights, save_adapter
 from entrostat.learner.merged import made
 from entrostat.learner.optimizer import MOMENTS, Optimizer
 from entrostat.learner.policy import Policy
+from entrostat.learner.ranks import is_lost
 from entrostat.learner.sharding import gather
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import CheckpointDamaged, ResourceError
@@ -84,6 +85,7 @@ def restore_state(folder: Path, policy: Policy, optimizer: Optimizer) -> None:
 
     Raises:
         CheckpointDamaged: the checkpoint changed since it was saved, or is not of this policy.
+        RuntimeError: a rank waited for another one in vain.
     """
     if policy.ranks.first:
         checkpoint.verify(folder)
@@ -93,6 +95,8 @@ def restore_state(folder: Path, policy: Policy, optimizer: Optimizer) -> None:
         read = _from_parts if path is parts else _from_file
         torch.set_rng_state(read(path, policy, optimizer))
     except (KeyError, ValueError, RuntimeError, CheckpointException) as error:
+        if not policy.ranks.alone and is_lost(error):
+            raise  # a rank that died or is late says nothing of the checkpoint
         reason = _reasons(error) if isinstance(error, CheckpointException) else error
         raise CheckpointDamaged(
             f"{path} does not hold an optimizer of this policy ({reason}): the model or its dtype was changed since it "

@@ -25,26 +25,33 @@ class Segment:
     """A mapped file of `size` bytes; the lock is the writer's from the start, until `offer`.
 
     Raises:
-        ResourceError: there is not so much room. All of it is taken now: a full tmpfs would end the process later, by a
-            signal.
+        ResourceError: there is not so much room, or the file can't be made or mapped. All of the room is taken now: a
+            full tmpfs would end the process later, by a signal.
     """
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
         self.size = size
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise ResourceError(
+                f"a policy version of {size:,} bytes can't be written to {path} ({error.strerror}): expected a "
+                "directory of this run in shared memory, open files to spare (ulimit -n), and nobody who clears it"
+            ) from error
         try:
             os.posix_fallocate(self._descriptor, 0, size)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            memory = mmap.mmap(self._descriptor, size)
         except OSError as error:
             self.free()
             free = shutil.disk_usage(path.parent).free
             raise ResourceError(
                 f"a policy version needs {size:,} bytes of shared memory and {path.parent.parent} has {free:,} free "
                 f"({error.strerror}): two versions must fit, and one for each that an actor still reads. Enlarge it "
-                "(docker run --shm-size, or an emptyDir with medium: Memory on Kubernetes), or remove files no run uses"
+                "(docker run --shm-size, or an emptyDir with medium: Memory on Kubernetes), or remove files no run "
+                "uses; with room enough there, the process has no address space left (ulimit -v)"
             ) from error
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        memory = mmap.mmap(self._descriptor, size)
         with contextlib.suppress(OSError):  # an older kernel: the first writes do it
             memory.madvise(POPULATE_WRITE)
         self.buffer: UInt8 = np.frombuffer(memory, np.uint8)  # [size], writable

@@ -26,6 +26,11 @@ PADDING_ID = 0  # any token will do: nothing reads what comes of it
 # What the proof is made of: prompts of these lengths, rows that go on from them, and so many response tokens each.
 PROOF_PROMPTS, PROOF_ROWS, PROOF_TOKENS = (5, 3), (0, 1, 1), 4
 
+# How configurations tell of attention to a part of the tokens: of each layer, or as a width.
+LAYER_KINDS = ("layer_types", "attention_layers", "block_types", "layers_block_type")
+PARTIAL = ("local", "sliding", "chunked")
+WINDOWS = ("sliding_window", "attention_window_size", "attention_window", "attention_chunk_size", "window_size")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SharedPrompts:
@@ -101,6 +106,9 @@ def _compared(decoder: Any, device: torch.device, vocabulary: int) -> str | None
     others = sorted({type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer})
     if others:
         return f"its cache holds {', '.join(others)}"
+    window = _window(getattr(decoder, "config", None))
+    if window is not None:
+        return f"its attention sees a window only, {window} in its config.json"
     weights = compared_weights(decoder)
     if not weights:
         return UNPROVEN
@@ -109,6 +117,26 @@ def _compared(decoder: Any, device: torch.device, vocabulary: int) -> str | None
         reason = difference(_shared(decoder, prompts, tokens, weights), _whole(decoder, prompts, tokens, weights))
         if reason is not None:
             return reason
+    return None
+
+
+def _window(config: Any) -> str | None:
+    """What tells of layers that see a part of the tokens before; None where nothing does.
+
+    Some keep all keys nevertheless and count the window from the row's first place, padding included. The proof's few
+    tokens lie within any window, so that it can't find them out.
+    """
+    for name in LAYER_KINDS:
+        kinds = {str(kind) for kind in np.ravel(getattr(config, name, None) or [])}
+        found = sorted(kind for kind in kinds if kind.startswith(PARTIAL))
+        if found:
+            return f"{name} = {', '.join(found)}"
+        if kinds:
+            return None  # it says of each layer that all is seen, whatever a window would be
+    for name in WINDOWS:
+        size = getattr(config, name, None)
+        if size and getattr(config, f"use_{name}", True):
+            return f"{name} = {size}"
     return None
 
 

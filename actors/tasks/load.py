@@ -38,13 +38,13 @@ def load_prompts(
     Args:
         tasks: where the problems come from.
         first_task: what the first of them is called in `Prompt.task`.
-        tokenizer: counts a prompt's tokens; needed for `context_tokens`.
+        tokenizer: counts a prompt's tokens, of which there must be some; needed for `context_tokens`.
         chat: formats the prompts of tasks with `chat = true`.
         context_tokens: what the policy can hold, prompt and response together.
         unlike: tasks whose questions must not appear again, so that an evaluation sees unseen problems only.
 
     Raises:
-        TaskError: a task can't be read, is empty, or has a prompt that leaves no room for a response.
+        TaskError: a task can't be read, is empty, or has a prompt without tokens or without room for a response.
     """
     taken = {problem.question for task in unlike for problem in _problems(task, frozenset())}
     prompts: list[Prompt] = []
@@ -64,8 +64,8 @@ def load_prompts(
     if not prompts:
         raise TaskError("no task was given: expected at least one [[tasks]] section")
     _check_names(prompts)
-    if tokenizer is not None and context_tokens is not None:
-        _check_lengths(prompts, tokenizer, context_tokens)
+    if tokenizer is not None:
+        _check_lengths(prompts, [len(tokenizer.encode(prompt.text)) for prompt in prompts], context_tokens)
     return PromptSet(prompts=tuple(prompts))
 
 
@@ -112,14 +112,25 @@ def _check_names(prompts: Sequence[Prompt]) -> None:
             )
 
 
-def _check_lengths(prompts: Sequence[Prompt], tokenizer: Tokenizer, context_tokens: int) -> None:
-    lengths = [len(tokenizer.encode(prompt.text)) for prompt in prompts]
+def _check_lengths(prompts: Sequence[Prompt], lengths: Sequence[int], context_tokens: int | None) -> None:
+    pairs = list(zip(prompts, lengths, strict=True))
+    empty = [prompt.name for prompt, length in pairs if not length]
+    if empty:
+        raise TaskError(
+            f"{len(empty)} of {len(prompts)} prompts have no tokens: {_named(empty)}; a response needs at least one to "
+            "go on from. Leave them out, or put words around the question with template or system"
+        )
+    if context_tokens is None:
+        return
     # One token at least must be left for the response.
-    long = [(prompt, length) for prompt, length in zip(prompts, lengths, strict=True) if length >= context_tokens]
+    long = [f"{prompt.name} ({length} tokens)" for prompt, length in pairs if length >= context_tokens]
     if long:
-        named = ", ".join(f"{prompt.name} ({length} tokens)" for prompt, length in long[:SHOWN])
         raise TaskError(
             f"{len(long)} of {len(prompts)} prompts are longer than the policy's context of {context_tokens} tokens "
-            f"leaves room for ({context_tokens - 1} and one for the response): {named}"
-            f"{' and others' if len(long) > SHOWN else ''}; leave them out or raise the context"
+            f"leaves room for ({context_tokens - 1} and one for the response): {_named(long)}; leave them out or raise "
+            "the context"
         )
+
+
+def _named(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:SHOWN])}{' and others' if len(names) > SHOWN else ''}"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from entrostat.learner.batching import Block, Sample, blocks, denominators, flatten, padding_share
 from entrostat.learner.microbatch import collate
+from entrostat.protocol.errors import TaskError
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.messages import PolicyVersion
 from tests.tiny_policy import make_group, make_order
@@ -73,6 +75,16 @@ def family(index: int, prompt: int, *responses: int) -> list[Sample]:
         replace(one, tokens=np.concatenate([start, one.tokens[prompt:]]).astype(np.int32))
         for one in (sample(index + i, prompt, response) for i, response in enumerate(responses))
     ]
+
+
+def test_a_group_without_a_prompt_is_refused_by_name() -> None:
+    whole, empty = make_group(1), make_group(2)
+    empty = msgspec.structs.replace(
+        empty, rollout=msgspec.structs.replace(empty.rollout, prompt_tokens=np.zeros(0, np.int32))
+    )
+    order = make_order([whole, empty], VERSION)
+    with pytest.raises(TaskError, match=r"group of lease 2 came without a prompt: prompt 2 has 0 tokens"):
+        flatten(order.groups, [whole, empty], LearnerSettings())
 
 
 def test_samples_of_one_prompt_share_it_and_one_block() -> None:

@@ -1,13 +1,17 @@
 """Checkpoints: whole or not at all, refused when damaged, and a resumed run equals an unbroken one."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from entrostat.learner import checkpoint
+from entrostat.learner import checkpoint, saved
+from entrostat.learner.ranks import ALONE, Ranks
 from entrostat.learner.trainer import Trainer
 from entrostat.protocol.errors import CheckpointDamaged, ResourceError
 from entrostat.protocol.learner_settings import LearnerSettings
@@ -152,6 +156,33 @@ def test_a_learner_does_not_start_from_a_damaged_optimizer(tmp_path: Path) -> No
     with pytest.raises(CheckpointDamaged, match=r"step-1/optimizer\.pt"):
         Trainer(stations, prompts, PolicyVersion(branch=1, step=1), folder, shared_memory=tmp_path)
     trainer.close()
+
+
+LOST = "[../gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 300000ms for recv operation to complete"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said", "expected"),
+    [
+        (Ranks(number=1, count=2), LOST, RuntimeError),
+        (Ranks(number=1, count=2), "size mismatch for weight.head", CheckpointDamaged),
+        (ALONE, "no such key: weight.hyper_connection", CheckpointDamaged),  # nobody was waited for
+    ],
+)
+def test_a_rank_that_is_lost_while_a_checkpoint_is_read_says_nothing_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: Ranks, said: str, expected: type[Exception]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(saved, "load", fail)
+    monkeypatch.setattr(checkpoint, "verify", lambda _: None)
+    (tmp_path / saved.OPTIMIZER_PARTS).mkdir()
+    policy: Any = SimpleNamespace(ranks=ranks)
+    optimizer: Any = SimpleNamespace(named=dict)
+    with pytest.raises(expected, match=re.escape(said)) as caught:
+        saved.restore_state(tmp_path, policy, optimizer)
+    assert type(caught.value) is expected
 
 
 def test_a_checkpoint_that_can_not_be_written_is_told(tmp_path: Path) -> None:

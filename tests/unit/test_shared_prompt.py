@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from entrostat.learner import shared_prompt
 from entrostat.learner.batching import Sample
@@ -145,6 +146,54 @@ def test_a_model_with_a_sliding_window_computes_whole_rows(tmp_path: Path) -> No
     assert not policy.shares_prompts
     assert objection(policy.model.get_decoder(), CPU, len(WORDS)) == "its cache holds DynamicSlidingWindowLayer"
     accumulated(policy, samples_of(0, [(5, [4, 2])]), objective(40))
+
+
+@pytest.mark.parametrize(("kinds", "shares"), [(("global", "local"), False), (("global", "global"), True)])
+def test_a_model_whose_mask_alone_knows_a_window_computes_whole_rows(
+    tmp_path: Path, kinds: tuple[str, str], shares: bool
+) -> None:
+    make_policy(tmp_path)  # for its tokenizer
+    torch.manual_seed(0)
+    config = GPTNeoConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        max_position_embeddings=64,
+        window_size=16,
+        attention_types=[[list(kinds), 1]],
+    )
+    GPTNeoForCausalLM(config).save_pretrained(tmp_path)
+    policy = loaded(tmp_path)
+    assert policy.shares_prompts == shares
+    found = objection(policy.model.get_decoder(), CPU, len(WORDS))
+    assert found == (
+        None if shares else "its attention sees a window only, attention_layers = local in its config.json"
+    )
+    policy.model.double()
+    assert_as_whole_rows(policy, samples_of(0, [(40, [4, 2, 6]), (3, [5, 1])]), objective(200))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"sliding_window": 64}, "sliding_window = 64"),
+        ({"sliding_window": 64, "use_sliding_window": False}, None),
+        ({"sliding_window": 64, "layer_types": ["full_attention"] * 2}, None),
+        ({"sliding_window": None, "layer_types": ["full_attention", "sliding_attention"]}, "layer_types = sliding"),
+        ({"attention_layers": ["global", "local"], "window_size": 256}, "attention_layers = local"),
+        ({"attention_window": [64, 64]}, "attention_window = [64, 64]"),
+        ({"window_size": 32}, "window_size = 32"),
+        ({}, None),
+    ],
+)
+def test_a_window_is_read_off_a_models_configuration(
+    tmp_path: Path, said: dict[str, Any], expected: str | None
+) -> None:
+    decoder = Changed(loaded(make_policy(tmp_path)).model.get_decoder(), "none")
+    decoder.config = SimpleNamespace(**said)
+    found = objection(decoder, CPU, len(WORDS))
+    assert found is None if expected is None else found is not None and expected in found
 
 
 class Changed(nn.Module):  # type: ignore[misc]  # torch is not typed

@@ -109,6 +109,17 @@ def test_a_missing_chat_template_is_said(tmp_path: Path) -> None:
         load_prompts([Jsonl(path=path, chat=True)])
 
 
+@pytest.mark.parametrize("context_tokens", [None, 9])
+def test_a_prompt_without_tokens_is_refused_by_name(tmp_path: Path, context_tokens: int | None) -> None:
+    class Letters(Words):
+        def encode(self, text: str) -> Int32:
+            return super().encode("".join(letter for letter in text if letter.isascii()))
+
+    task = rows(tmp_path, '{"question": "a", "answer": "1"}', '{"question": "π", "answer": "2"}')
+    with pytest.raises(TaskError, match=r"1 of 2 prompts have no tokens: .*problems\.jsonl:2; .* template or system"):
+        load_prompts([task], tokenizer=Letters(), context_tokens=context_tokens)
+
+
 def test_a_prompt_as_long_as_the_context_is_refused_by_name_and_length(tmp_path: Path) -> None:
     task = rows(tmp_path, '{"question": "a b", "answer": "1"}', '{"question": "a b c d", "answer": "1"}')
     load_prompts([task], tokenizer=Words(), context_tokens=5)

@@ -1,6 +1,7 @@
 """Publishing: what lies in shared memory is what the manifest says, and nothing is left behind."""
 
 import errno
+import mmap
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import Qwen3MoeForCausalLM
 from entrostat.learner import probe
 from entrostat.learner.ipc import BUFFERS, IpcPublisher, Ring
 from entrostat.learner.policy import load_policy
+from entrostat.learner.segment import Segment
 from entrostat.learner.shared_memory import SharedMemoryPublisher, remove_leftovers
 from entrostat.learner.trainer import Trainer
 from entrostat.learner.weights import layout
@@ -129,6 +131,25 @@ def test_too_little_shared_memory_is_told_in_numbers(tmp_path: Path, monkeypatch
     with pytest.raises(ResourceError, match=r"needs \d+ bytes of shared memory .* free .*--shm-size"):
         publisher.publish(VERSION, tensors(), some_probe())
     publisher.close()
+
+
+def test_a_version_that_can_not_be_opened_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"64 bytes can't be written to .*missing/v \(No such file or directory\)"):
+        Segment(tmp_path / "missing/v", 64)
+
+
+def test_a_version_that_can_not_be_mapped_is_told_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, size: int) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    open_before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(ResourceError, match=r"needs 64 bytes .* free \(Cannot allocate memory\)"):
+        Segment(tmp_path / "v", 64)
+    assert not list(tmp_path.iterdir())
+    assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == open_before
 
 
 def test_shared_memory_that_is_not_there_is_told(tmp_path: Path) -> None:
