@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
-from msgspec import Meta
 
 from entrostat import toml
 from entrostat.contradictions import contradictions, untrue_of_a_run
 from entrostat.protocol.entropy_settings import EntropySettings
 from entrostat.protocol.errors import ConfigError
 from entrostat.protocol.learner_settings import LearnerSettings
-from entrostat.protocol.ranges import Count, CountOrZero, Port, Seconds, Settings
+from entrostat.protocol.ranges import Count, CountOrZero, Port, Seconds, Settings, Temperature
 from entrostat.protocol.settings import (
     BatchSettings,
     Jsonl,
@@ -40,7 +39,7 @@ class EvaluationSettings(Settings, frozen=True, kw_only=True):
 
     every_steps: CountOrZero = 0  # 0: only before and after
     samples: Count = 8  # per prompt: pass@1, and pass@8 from 8 samples on
-    temperature: Annotated[float, Meta(gt=0, le=2)] = 1.0  # vLLM allows no more
+    temperature: Temperature = 1.0
     tasks: tuple[TaskSettings, ...] = ()
 
 
@@ -122,6 +121,7 @@ def stations(config: RunConfig, run_directory: str | Path) -> Stations:
         directory=str(Path(run_directory).absolute()),
         seed=config.run.seed,
         total_steps=config.run.steps,
+        stall_seconds=config.run.stall_seconds,
         model=config.model,
         tasks=config.tasks,
         evaluation_tasks=config.evaluation.tasks,

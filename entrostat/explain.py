@@ -116,6 +116,12 @@ def _step(config: RunConfig) -> Iterator[Line]:
         "micro-batches",
         f"of at most {learner.microbatch_tokens:,} tokens, {PACKING[learner.packing]}; one update after all of them",
     )
+    if learner.ranks > 1:
+        yield (
+            "ranks",
+            f"{learner.ranks} processes make it together, each with its part of the weights; one waits for another at "
+            f"most {learner.rank_seconds:g} s",
+        )
     yield "trained", _trained(config)
     yield "learning rate", _learning_rate(config)
     yield "truncated responses", _truncated(config)
@@ -205,7 +211,9 @@ def _memory(config: RunConfig, facts: ModelFacts | None) -> Iterator[Line]:
             adapters = adapter_count(config.model.path, lora)
             trained = parameters * size + adapters * TRAINED_BYTES[config.model.dtype]
             published = adapters if lora.publish == "adapter" else parameters
-        yield "weights", f"{_size(parameters * size)}; with gradients and AdamW's moments {_size(trained)}"
+        ranks = config.learner.ranks
+        parted = f", {_size(trained / ranks)} on each of {ranks} ranks" if ranks > 1 else ""
+        yield "weights", f"{_size(parameters * size)}; with gradients and AdamW's moments {_size(trained)}{parted}"
     if config.learner.transport == "shared_memory" and parameters:
         yield "shared memory", f"{_size(VERSIONS_IN_MEMORY * published * size)} for weights on their way to the actors"
     if config.learner.transport == "ipc":

@@ -13,10 +13,13 @@ A broadcast needs both sides at once. So the next version is published only when
 that dies takes the group along: the run ends when the deadline passes.
 """
 
+import contextlib
+import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -28,8 +31,7 @@ from entrostat.protocol.buckets import pieces
 from entrostat.protocol.errors import ConfigError, ResourceError, Stalled, StationLost
 from entrostat.protocol.messages import NcclGroup, PolicyVersion, Probe, WeightsManifest
 
-# An actor takes no new weights while it evaluates, which may last half an hour.
-ARRIVAL_SECONDS = 2400.0
+log = logging.getLogger(__name__)
 
 
 class Bucket(NamedTuple):
@@ -91,19 +93,19 @@ class Broadcaster:
 
     Args:
         open: joins the group; called by that thread, as it waits for the others.
-        seconds: until what is sent must have arrived.
+        seconds: from when it is sent until it must have arrived.
     """
 
-    def __init__(self, open: Callable[[], Sender], seconds: float = ARRIVAL_SECONDS) -> None:
+    def __init__(self, open: Callable[[], Sender], seconds: float) -> None:
         self._open = open
         self._seconds = seconds
         self._sender: Sender | None = None
         self._arrival: Future[None] | None = None
-        self._what = ""
+        self._what, self._begun = "", 0.0
 
     def send(self, what: str) -> None:
         """Begins to send, and returns; what was sent before must have arrived."""
-        self._arrival, self._what = Future(), what
+        self._arrival, self._what, self._begun = Future(), what, time.monotonic()
         threading.Thread(target=self._work, args=(self._arrival,), name="broadcast", daemon=True).start()
 
     def wait(self) -> None:
@@ -115,28 +117,43 @@ class Broadcaster:
         """
         if self._arrival is None:
             return
-        try:
-            self._arrival.result(self._seconds)
-        except TimeoutError as error:
+        wait([self._arrival], max(0.0, self._begun + self._seconds - time.monotonic()))
+        if not self._arrival.done():
             raise Stalled(
-                f"{self._what} was not received over NCCL within {self._seconds:g} s: the rollout actor died or does "
-                "not reach the learner; its log says which. Resume the run from its last checkpoint"
+                f"{self._what} was not received over NCCL within run.stall_seconds = {self._seconds:g}: the rollout "
+                "actor died, does not reach the learner, or evaluates for so long; its log says which. Resume the run "
+                "from its last checkpoint"
+            )
+        error = self._arrival.exception()
+        if error is not None:
+            raise StationLost(
+                f"{self._what} could not be sent over NCCL ({type(error).__name__}: {error}): see the logs of learner "
+                "and rollout actor, and resume the run from its last checkpoint"
             ) from error
-        except (RuntimeError, ValueError, OSError) as error:
-            raise StationLost(f"{self._what} could not be sent over NCCL: {error}") from error
 
     def close(self) -> None:
-        """Leaves the group, unless the others are still waited for: then the process's end does."""
-        if self._sender is not None and self._arrival is not None and self._arrival.done():
+        """Leaves the group, unless the others are still waited for: then the process's end does.
+
+        Nobody waits for the last version any more: that it did not arrive is told by the log alone.
+        """
+        if self._arrival is None:
+            return
+        if not self._arrival.done():
+            log.warning("%s was not received over NCCL when the learner ended", self._what)
+            return
+        error = self._arrival.exception()
+        if error is not None:
+            log.error("%s could not be sent over NCCL", self._what, exc_info=error)
+        if self._sender is not None:
             self._sender.shutdown()
             self._sender = None
 
-    def _work(self, arrival: Future[None]) -> None:
+    def _work(self, arrival: "Future[None]") -> None:
         try:
             if self._sender is None:
                 self._sender = self._open()
             self._sender.send_weights()
-        except (RuntimeError, ValueError, OSError) as error:
+        except BaseException as error:  # noqa: BLE001 - nobody is above this thread: `wait` and `close` tell it
             arrival.set_exception(error)
         else:
             arrival.set_result(None)
@@ -148,21 +165,24 @@ class NcclPublisher:
     Args:
         device: the learner's.
         gpus: of the rollout actor.
+        address: of the learner's node, as the actor reaches it.
+        seconds: from when a version is sent until it must have arrived.
 
     Raises:
         ConfigError: the learner has no GPU.
     """
 
-    def __init__(self, device: torch.device, gpus: int) -> None:
+    def __init__(self, device: torch.device, gpus: int, address: str, seconds: float) -> None:
         if device.type != "cuda":
             raise ConfigError(
                 f'[learner] transport = "nccl" goes from GPU to GPU, and the learner runs on {device}: '
                 'use transport = "shared_memory"'
             )
         self._device = device
-        self._location = NcclGroup(host=socket.gethostbyname(socket.gethostname()), port=_free_port(), ranks=1 + gpus)
+        self._port = held_port(address)
+        self._location = NcclGroup(host=address, port=self._port.getsockname()[1], ranks=1 + gpus)
         self._buffer: Tensor | None = None
-        self._broadcaster = Broadcaster(self._join)
+        self._broadcaster = Broadcaster(self._join, seconds)
 
     def publish(self, version: PolicyVersion, tensors: Mapping[str, Weight], probe: Probe) -> WeightsManifest:
         """See `Publisher`.
@@ -190,6 +210,7 @@ class NcclPublisher:
     def close(self) -> None:
         """Lets go of the buffer and leaves the group."""
         self._broadcaster.close()
+        self._port.close()
         self._buffer = None
 
     def _join(self) -> Sender:
@@ -212,8 +233,24 @@ class NcclPublisher:
         return sender
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def held_port(address: str) -> socket.socket:
+    """A free port of this node's address, kept from others until the socket is closed.
+
+    vLLM's engine takes a number and listens there itself, when the group is joined. It may, because both sockets say
+    SO_REUSEADDR and this one never listens; another process is given the port neither by number nor as a free one.
+
+    Raises:
+        ResourceError: the address is not this node's.
+    """
+    with contextlib.ExitStack() as unwound:
+        held = unwound.enter_context(socket.socket())
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            held.bind((address, 0))
+        except OSError as error:
+            raise ResourceError(
+                f"the learner can't wait for its rollout actor at {address} ({error.strerror}): expected this node's "
+                'own IPv4 address, as Ray knows it (ray start --node-ip-address); or use transport = "shared_memory"'
+            ) from error
+        unwound.pop_all()
+    return held

@@ -107,14 +107,17 @@ class LearnerActor:
         prompts = wire.decode(self._prompts_frame, PromptSet)
         log_to(stations.directory, "learner")
         disable_progress_bar()
+        address = ray.util.get_node_ip_address()
         if not self._followers.count:
-            self._trainer = Trainer(stations, prompts, self._version, self._checkpoint)
+            self._trainer = Trainer(stations, prompts, self._version, self._checkpoint, address=address)
             return self._published()
         with listening_socket() as opened:
             host, port = opened.getsockname()[:2]
             with self._followers.beside("start", host, port):
                 ranks = joined(stations, 0, host, port, opened.detach())
-                self._trainer = Trainer(stations, prompts, self._version, self._checkpoint, ranks=ranks)
+                self._trainer = Trainer(
+                    stations, prompts, self._version, self._checkpoint, ranks=ranks, address=address
+                )
                 return self._published()
 
     def train(self, order_frame: UInt8, wait_seconds: float) -> UInt8:

@@ -42,6 +42,8 @@ from entrostat.protocol.settings import Stations
 
 log = logging.getLogger(__name__)
 
+LOCAL = "127.0.0.1"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
@@ -67,6 +69,7 @@ class Trainer:
         checkpoint: a verified checkpoint's folder to restore from; None starts from the configured model.
         shared_memory: where versions are published.
         ranks: the trainers that make each step together.
+        address: of this node, as actors on others reach it.
 
     Raises:
         ModelError: the policy can't be loaded.
@@ -83,6 +86,7 @@ class Trainer:
         checkpoint: Path | None = None,
         shared_memory: Path = ROOT,
         ranks: Ranks = ALONE,
+        address: str = LOCAL,
     ) -> None:
         self._stations, self._settings = stations, stations.learner
         self._prompts = {prompt.id: prompt for prompt in prompts.prompts}
@@ -105,7 +109,7 @@ class Trainer:
             response_limit=stations.rollout.max_response_tokens,
         )
         self._tolerance = probe.tolerance(stations.rollout.tolerance, stations.model.dtype)
-        self._publisher = chosen_publisher(stations, device, shared_memory) if ranks.first else None
+        self._publisher = chosen_publisher(stations, device, shared_memory, address) if ranks.first else None
 
     @property
     def policy(self) -> Policy:

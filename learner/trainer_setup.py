@@ -38,17 +38,19 @@ def chosen_threads(stations: Stations, cores: int, ranks: int = 1) -> int:
     return stations.learner.threads or max(1, left // ranks)
 
 
-def chosen_publisher(stations: Stations, device: torch.device, shared_memory: Path) -> Publisher:
-    """Where `learner.transport` publishes.
+def chosen_publisher(stations: Stations, device: torch.device, shared_memory: Path, address: str) -> Publisher:
+    """Where `learner.transport` publishes; `address` is this node's.
 
     Raises:
         ConfigError: it needs a GPU, and the learner has none.
+        ResourceError: there is no shared memory, or the address is not this node's.
     """
     transport, engine = stations.learner.transport, stations.rollout.engine
     if transport == "ipc":
         return IpcPublisher(device)
     if transport == "nccl":
-        return NcclPublisher(device, engine.tensor_parallel if isinstance(engine, VllmSettings) else 1)
+        gpus = engine.tensor_parallel if isinstance(engine, VllmSettings) else 1
+        return NcclPublisher(device, gpus, address, stations.stall_seconds)
     return SharedMemoryPublisher(stations.run, shared_memory, torch.get_num_threads())
 
 

@@ -11,9 +11,9 @@ from entrostat.protocol.ranges import (
     NonNegative,
     OpenShare,
     Positive,
-    Seconds,
     Settings,
     Share,
+    ThreadsOrZero,
 )
 
 
@@ -108,10 +108,11 @@ class LearnerSettings(Settings, frozen=True, kw_only=True):
     """One optimizer step."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: CountOrZero = 0  # on a CPU; 0 takes the cores the actors leave
+    threads: ThreadsOrZero = 0  # on a CPU; 0 takes the cores the actors leave
     gpus: NonNegative = 1.0  # of Ray's GPUs for each rank, where there are any
-    ranks: Count = 1  # processes that make each step together, each with its part of the weights
-    rank_seconds: Seconds = 300.0  # the longest one rank waits for another
+    # Processes that make each step together, each with its part of the weights.
+    ranks: Annotated[int, Meta(ge=1, le=1024)] = 1
+    rank_seconds: Annotated[float, Meta(ge=1, le=86_400)] = 300.0  # the longest one rank waits for another
     weights: TrainedWeights = AllWeights()  # which are trained
     lr: Positive = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -139,7 +140,7 @@ class LearnerSettings(Settings, frozen=True, kw_only=True):
     packing: Packing = "auto"  # rows of whole samples without padding; auto: with a GPU's kernel, where it saves tokens
     head_chunk_tokens: CountOrZero = 0  # rows of logits held at once; 0: 128 MiB of them on a CPU, 1 GiB on a GPU
     gradient_checkpointing: bool = False
-    probe_sequences: Count = 4
+    probe_sequences: Annotated[int, Meta(ge=1, le=4096)] = 4  # scored at once, before and after each step
     drift_alarm: Positive = 0.1  # warn above this mean |log π − log μ| of the sampled tokens, nats …
     drift_stop: NonNegative = 1.0  # … and stop above this one; 0 never stops
     measure_balance: bool = False  # gradients of policy term and bonus apart, for calibration; twice the time

@@ -16,7 +16,12 @@ OpenShare = Annotated[float, Meta(ge=0, lt=1)]
 MOST = 2**48  # of anything that is counted
 Count = Annotated[int, Meta(ge=1, le=MOST)]
 CountOrZero = Annotated[int, Meta(ge=0, le=MOST)]
-Seconds = Annotated[float, Meta(gt=0)]
+# Of what is waited for: at most 30 years, as clocks take no more.
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]
+Threads = Annotated[int, Meta(ge=1, le=4096)]  # more than any machine has cores
+ThreadsOrZero = Annotated[int, Meta(ge=0, le=4096)]
+# vLLM draws at 0.01 whatever is below it, which the learner would take for another policy, and allows no more than 2.
+Temperature = Annotated[float, Meta(ge=0.01, le=2)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 

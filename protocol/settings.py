@@ -9,7 +9,18 @@ from msgspec import Meta, field
 
 from entrostat.protocol.entropy_settings import EntropySettings
 from entrostat.protocol.learner_settings import LearnerSettings
-from entrostat.protocol.ranges import Count, CountOrZero, NonNegative, Port, Positive, Seconds, Settings, Share
+from entrostat.protocol.ranges import (
+    Count,
+    CountOrZero,
+    NonNegative,
+    Port,
+    Positive,
+    Seconds,
+    Settings,
+    Share,
+    Temperature,
+    Threads,
+)
 
 # ── model ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -76,7 +87,7 @@ class VllmSettings(Settings, frozen=True, kw_only=True, tag_field="kind", tag="v
     memory_share: Share = 0.9  # of a GPU's memory
     kv_cache_gib: Count = 1  # on a CPU
     tensor_parallel: Count = 1
-    threads: Count = 1  # on a CPU
+    threads: Threads = 1  # on a CPU
     own_process: bool = False  # the engine's core apart from the actor
     enforce_eager: bool = False
     max_model_tokens: CountOrZero = 0  # prompt and response together; 0 takes the model's
@@ -101,7 +112,7 @@ class RolloutSettings(Settings, frozen=True, kw_only=True):
     actors: Count = 1
     samples_per_prompt: Annotated[int, Meta(ge=2)] = 8
     max_response_tokens: Count = 1024
-    temperature: Annotated[float, Meta(gt=0, le=2)] = 1.0  # vLLM allows no more
+    temperature: Temperature = 1.0
     max_staleness: CountOrZero = 1  # versions; 0 is on-policy
     groups_in_flight: Count = 32  # per actor
     reproducible: bool = False  # draw each lease by its own seed; vLLM is a fifth slower then
@@ -126,6 +137,7 @@ class Stations(Settings, frozen=True, kw_only=True):
     directory: str  # absolute path of the run directory
     seed: int
     total_steps: int
+    stall_seconds: Seconds  # the longest a station may take over one answer
     model: ModelSettings
     tasks: tuple[TaskSettings, ...]  # a prompt's `task` counts through these …
     evaluation_tasks: tuple[TaskSettings, ...]  # … and on through these

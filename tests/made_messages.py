@@ -68,6 +68,7 @@ def run_of(
         directory=directory,
         seed=5,
         total_steps=1000,
+        stall_seconds=600.0,
         model=ModelSettings(path="none"),
         tasks=(),
         evaluation_tasks=(),

@@ -38,6 +38,9 @@ def file(tmp_path: Path) -> Path:
             ["learner.ranks=2", "learner.transport=ipc", "learner.device=cuda", "rollout.engine.kind=vllm"],
             '[learner] ranks = 2, but transport = "ipc" is for one GPU',
         ),
+        (["learner.ranks=2", "learner.gpus=0.5"], "gpus = 0.5 for each of ranks = 2, which take whole GPUs, one each"),
+        (["learner.ranks=2", "learner.gpus=1.5"], "one each: say 1, or 0 to compute on CPUs"),
+        (["learner.ranks=2", "learner.gpus=0", "learner.device=cuda"], "which take whole GPUs, one each: say 1"),
         (
             ["learner.ranks=2", "learner.rank_seconds=600"],
             "[learner] rank_seconds = 600 is not below [run] stall_seconds = 600",
@@ -85,6 +88,28 @@ def test_settings_that_contradict_each_other_are_refused(file: Path, overrides: 
     assert expected in refused(file, *overrides)
 
 
+@pytest.mark.parametrize(
+    ("override", "allowed"),
+    [
+        ("learner.ranks=281474976710656", "1024"),
+        ("learner.rank_seconds=1e-9", "1"),
+        ("learner.rank_seconds=1e300", "86400"),
+        ("learner.threads=1000000000", "4096"),
+        ("learner.probe_sequences=100000000", "4096"),
+        ("rollout.temperature=1e-300", "0.01"),
+        ("evaluation.temperature=0.009", "0.01"),
+        ("rollout.engine.threads=1000000000", "4096"),
+        ("run.stall_seconds=1e300", "1000000000"),
+    ],
+)
+def test_a_number_no_machine_can_keep_is_refused_with_its_bound(file: Path, override: str, allowed: str) -> None:
+    engine = ["rollout.engine.kind=vllm"]
+    load(file, engine)
+    said = refused(file, *engine, override)
+    assert f"{override.rpartition('=')[0].rpartition('.')[2]}" in said
+    assert allowed in said
+
+
 @pytest.mark.parametrize("lag", [0, 2, 4])
 def test_a_run_has_one_delay_and_a_simulation_any(file: Path, lag: int) -> None:
     law = load(file, [f"entropy.law.lag={lag}"]).entropy.law
@@ -107,6 +132,10 @@ def test_a_run_has_one_delay_and_a_simulation_any(file: Path, lag: int) -> None:
         ["entropy.estimator.kind=top_k", "entropy.estimator.k=99"],
         ["batch.filter=zero_variance", "batch.refill=1.125"],
         ["learner.minibatches=8"],
+        ["learner.ranks=2", "learner.gpus=0"],
+        ["learner.ranks=2", "learner.gpus=0.5", "learner.device=cpu"],
+        ["learner.ranks=1", "learner.gpus=0.5"],
+        ["learner.ranks=1024", "learner.rank_seconds=1", "rollout.temperature=0.01"],
         ["learner.weights.kind=lora", "learner.weights.rank=8", "learner.weights.targets=['q_proj']"],
         ["learner.weights.kind=lora", "learner.weights.rank=1", "learner.weights.publish=adapter", "learner.ranks=2"],
         ["learner.proximal=behaviour"],

@@ -63,6 +63,64 @@ def test_what_training_holds_is_counted_by_the_parameter(
     assert f"AdamW's moments {size}.0 GiB" in said
 
 
+LORA = ["learner.weights.kind=lora", "learner.weights.rank=4", "learner.weights.alpha=8"]
+
+
+def test_adapters_are_said_with_their_numbers_and_how_they_are_published(
+    quickstart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("entrostat.explain.adapter_count", lambda *_: 1_234_567)
+    said = " ".join(explain(load(quickstart, LORA)).split())
+    assert (
+        "trained 1,234,567 numbers in low-rank adapters (LoRA) of rank 4, α = 8, beside all linear layers; published "
+        "merged into whole weights" in said
+    )
+    chosen = ["learner.weights.targets=['q_proj', 'v_proj']", "learner.weights.publish=adapter"]
+    said = " ".join(explain(load(quickstart, [*LORA, *chosen])).split())
+    assert "beside q_proj, v_proj; published as an adapter for vLLM" in said
+    assert "trained all weights" in " ".join(explain(load(quickstart)).split())
+
+
+def test_what_can_not_be_counted_is_not_said_of_adapters(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("entrostat.explain.adapter_count", lambda *_: 0)
+    assert "trained low-rank adapters (LoRA)" in " ".join(explain(load(quickstart, LORA)).split())
+
+
+@pytest.mark.parametrize(
+    ("publish", "dtype", "weights", "shared"),
+    [
+        # 2^30 numbers of 4 or 2 bytes, and 2^26 in adapters of which 16 or 18 bytes are kept; three versions are held.
+        ("merged", "float32", "4.0 GiB; with gradients and AdamW's moments 5.0 GiB", "12.0 GiB"),
+        ("adapter", "float32", "4.0 GiB; with gradients and AdamW's moments 5.0 GiB", "768 MiB"),
+        ("adapter", "bfloat16", "2.0 GiB; with gradients and AdamW's moments 3.1 GiB", "384 MiB"),
+    ],
+)
+def test_what_training_adapters_holds_is_the_frozen_weights_and_theirs_in_training(
+    quickstart: Path, monkeypatch: pytest.MonkeyPatch, publish: str, dtype: str, weights: str, shared: str
+) -> None:
+    monkeypatch.setattr("entrostat.explain.parameter_count", lambda _: 1 << 30)
+    monkeypatch.setattr("entrostat.explain.adapter_count", lambda *_: 1 << 26)
+    settings = [*LORA, f"learner.weights.publish={publish}", f"model.dtype={dtype}"]
+    said = " ".join(explain(load(quickstart, settings)).split())
+    assert f"weights {weights} " in said
+    assert f"shared memory {shared} for weights on their way" in said
+
+
+def test_the_reference_beside_adapters_costs_no_memory(quickstart: Path) -> None:
+    penalty = ["learner.kl_coefficient=0.1"]
+    assert "the same without its adapters" in explain(load(quickstart, [*LORA, *penalty]))
+    assert "which stays in memory" in explain(load(quickstart, penalty))
+
+
+def test_ranks_are_said_where_there_are_several(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("entrostat.explain.parameter_count", lambda _: 1 << 30)
+    said = " ".join(explain(load(quickstart, ["learner.ranks=4", "learner.rank_seconds=60"])).split())
+    assert "ranks 4 processes make it together, each with its part of the weights" in said
+    assert "waits for another at most 60 s" in said
+    assert "AdamW's moments 16.0 GiB, 4.0 GiB on each of 4 ranks" in said
+    assert "ranks" not in explain(load(quickstart))
+
+
 def test_what_the_evaluation_will_tell_depends_on_its_samples(quickstart: Path) -> None:
     assert "pass@1 and pass@8" in explain(load(quickstart, ["evaluation.samples=16"]))
     assert "pass@8 needs 8 of them" in explain(load(quickstart, ["evaluation.samples=4"]))

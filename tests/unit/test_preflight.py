@@ -9,6 +9,7 @@ import pytest
 
 from entrostat import preflight
 from entrostat.protocol.errors import ModelError, ResourceError
+from entrostat.protocol.learner_settings import AllWeights, Lora, TrainedWeights
 
 
 @pytest.fixture
@@ -107,6 +108,37 @@ def test_too_little_disk_says_how_much_is_needed(model: Path, tmp_path: Path, mo
     )
     with pytest.raises(ResourceError, match=r"5 checkpoints need"):
         preflight.check_space(model, tmp_path / "runs/a", 3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "published", "checkpoint"),
+    [
+        # A policy of 1,024 MiB, of which an adapter is a sixteenth; moments are two times what is trained.
+        (AllWeights(), 1024, 3 * 1024),
+        (Lora(publish="merged"), 1024, 1024 + 2 * 64),
+        (Lora(publish="adapter"), 64, 1024 + 2 * 64),
+    ],
+)
+def test_adapters_need_less_room_where_they_alone_are_trained_or_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: TrainedWeights, published: int, checkpoint: int
+) -> None:
+    model, shared, disk = tmp_path / "model", tmp_path / "shm", tmp_path / "disk"
+    for folder in (model, shared, disk):
+        folder.mkdir()
+    with (model / "model.safetensors").open("wb") as file:
+        file.truncate(1024 << 20)  # sparse
+    monkeypatch.setattr(preflight, "parameter_count", lambda _: 1600)
+    monkeypatch.setattr(preflight, "adapter_count", lambda *_: 100)
+    needed = {shared: 3 * published + 256, disk: 5 * checkpoint}
+    usage = shutil.disk_usage(tmp_path)
+    for short in (None, shared, disk):
+        free = {place: (mib << 20) - (place == short) for place, mib in needed.items()}
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free: usage._replace(free=free[place]))
+        if short is None:
+            preflight.check_space(model, disk, 3, weights=weights, shared_memory=shared)
+            continue
+        with pytest.raises(ResourceError, match=rf"need[s]? {needed[short]:,} MiB"):
+            preflight.check_space(model, disk, 3, weights=weights, shared_memory=shared)
 
 
 def test_a_taken_port_is_found_beforehand() -> None:
