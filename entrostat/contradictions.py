@@ -291,11 +291,11 @@ def _ratio(config: "RunConfig") -> Iterator[Problem]:
 
 def _ranks(config: "RunConfig") -> Iterator[Problem]:
     learner, run = config.learner, config.run
-    if learner.ranks > 1 and learner.device != "cpu" and learner.gpus not in _gpus_of_a_rank(learner.device):
+    if learner.ranks > 1 and learner.device != "cpu" and learner.gpus != 1:
         yield Problem(
             ("learner", "gpus"),
-            f"= {learner.gpus:g} for each of ranks = {learner.ranks}, which take whole GPUs, one each: say 1"
-            f"{', or 0 to compute on CPUs' if learner.device == 'auto' else ''}",
+            f"= {learner.gpus:g} for each of ranks = {learner.ranks}, which take whole GPUs, one each: set 1, or use "
+            'CPUs (device = "cpu")',
         )
     if learner.ranks > 1 and learner.transport == "ipc":
         yield Problem(
@@ -309,11 +309,6 @@ def _ranks(config: "RunConfig") -> Iterator[Problem]:
             f"= {learner.rank_seconds:g} is not below [run] stall_seconds = {run.stall_seconds:g}: the run would end "
             "before it is known which rank the others wait for",
         )
-
-
-def _gpus_of_a_rank(device: str) -> tuple[float, ...]:
-    """Those of Ray's that a rank of several may have: a part of one would be shared, and a second one idle."""
-    return (1.0,) if device == "cuda" else (0.0, 1.0)
 
 
 def _adapters(config: "RunConfig") -> Iterator[Problem]:

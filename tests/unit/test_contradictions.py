@@ -39,8 +39,8 @@ def file(tmp_path: Path) -> Path:
             '[learner] ranks = 2, but transport = "ipc" is for one GPU',
         ),
         (["learner.ranks=2", "learner.gpus=0.5"], "gpus = 0.5 for each of ranks = 2, which take whole GPUs, one each"),
-        (["learner.ranks=2", "learner.gpus=1.5"], "one each: say 1, or 0 to compute on CPUs"),
-        (["learner.ranks=2", "learner.gpus=0", "learner.device=cuda"], "which take whole GPUs, one each: say 1"),
+        (["learner.ranks=2", "learner.gpus=1.5"], 'one each: set 1, or use CPUs (device = "cpu")'),
+        (["learner.ranks=2", "learner.gpus=0"], "which take whole GPUs, one each: set 1"),
         (
             ["learner.ranks=2", "learner.rank_seconds=600"],
             "[learner] rank_seconds = 600 is not below [run] stall_seconds = 600",
@@ -132,7 +132,6 @@ def test_a_run_has_one_delay_and_a_simulation_any(file: Path, lag: int) -> None:
         ["entropy.estimator.kind=top_k", "entropy.estimator.k=99"],
         ["batch.filter=zero_variance", "batch.refill=1.125"],
         ["learner.minibatches=8"],
-        ["learner.ranks=2", "learner.gpus=0"],
         ["learner.ranks=2", "learner.gpus=0.5", "learner.device=cpu"],
         ["learner.ranks=1", "learner.gpus=0.5"],
         ["learner.ranks=1024", "learner.rank_seconds=1", "rollout.temperature=0.01"],

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from entrostat.config import load, stations
 from entrostat.placement import gpu_shares
@@ -37,7 +38,8 @@ def test_each_rank_of_the_learner_takes_its_gpus(repository: Path) -> None:
 
 
 def test_ranks_that_would_share_a_gpu_are_refused(repository: Path) -> None:
-    run = run_of(repository, "gsm8k-qwen3-0.6b.toml", "learner.ranks=2", "learner.transport=shared_memory")
+    run = run_of(repository, "gsm8k-qwen3-0.6b.toml", "learner.transport=shared_memory")
+    run = replace(run, learner=replace(run.learner, ranks=2))  # a configuration that says so does not load
     with pytest.raises(ConfigError, match=r"learner\.ranks = 2 and learner\.gpus = 0\.5: NCCL lets no two"):
         gpu_shares(run, 8.0)
     assert gpu_shares(run, 0.0) == (0.0, 0.0)
