@@ -65,10 +65,12 @@ def heads() -> str:
             for way in sorted(held)
         }
         for way, against, time_goal, memory_goal in GOALS:
-            goal = memory_goal if memory_goal and (against != "unfused" or tokens >= LONG) else None
-            memory = f"{peaks[way] / peaks[against]:.2f}" + (f" (≤ {goal:g})" if goal else "")
+            memory = "–"
+            if memory_goal:
+                applies = against != "unfused" or tokens >= LONG
+                memory = f"{peaks[way] / peaks[against]:.2f}" + (f" (≤ {memory_goal:g})" if applies else "")
             shown = f"{ratio(seconds[way], seconds[against])} (≤ {time_goal:g})"
-            lines.append((f"{tokens}, {dtype}", way, against, shown, memory if memory_goal else "–"))
+            lines.append((f"{tokens}, {dtype}", way, against, shown, memory))
     return table(("tokens", "way", "against", "time, median and quartiles", "memory"), lines)
 
 
