@@ -65,24 +65,24 @@ def bracket(share: float) -> tuple[int, int]:
     return max(math.floor(middle - spread) - 1, -1), min(math.ceil(middle + spread) + 1, SAMPLE)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _key(z: Any) -> Any:
     bits = (z + 0.0).to(tl.int32, bitcast=True)  # −0 is 0
     key = tl.where(bits < 0, bits ^ HIGHEST, bits)
     return tl.where(z != z, HIGHEST, key)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _logit(key: Any) -> Any:
     return tl.where(key < 0, key ^ HIGHEST, key).to(tl.float32, bitcast=True)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _middle(low: Any, high: Any) -> Any:
     return (low & high) + ((low ^ high) >> 1)  # without overflow
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _of_sample(keys: Any, rank: Any) -> Any:
     """The key of this rank, from 0 on."""
     low, high = LOWEST, HIGHEST
@@ -94,7 +94,7 @@ def _of_sample(keys: Any, rank: Any) -> Any:
     return low
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _of_candidates(candidates: Any, count: Any, rank: Any, low: Any, high: Any, block: tl.constexpr) -> Any:
     """The key of this rank among those written down, which lie from `low` to `high`."""
     while low < high:
@@ -110,7 +110,7 @@ def _of_candidates(candidates: Any, count: Any, rank: Any, low: Any, high: Any, 
     return low
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _of_row(z: Any, vocabulary: Any, rank: Any, block: tl.constexpr) -> Any:
     """The key of this rank in the whole row."""
     low, high = LOWEST, HIGHEST
@@ -127,7 +127,7 @@ def _of_row(z: Any, vocabulary: Any, rank: Any, block: tl.constexpr) -> Any:
     return low
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _counted(z: Any, vocabulary: Any, cut: Any, block: tl.constexpr) -> Any:
     """How many of the row lie below the cut, and how many are equal to it."""
     smaller, equal = 0, 0
@@ -139,7 +139,7 @@ def _counted(z: Any, vocabulary: Any, cut: Any, block: tl.constexpr) -> Any:
     return smaller, equal
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _last_of(z: Any, vocabulary: Any, cut: Any, kept: Any, equal: Any, block: tl.constexpr) -> Any:
     """The id of the `kept`-th of the `equal` tokens at the cut; the last id of all where all are kept."""
     last = vocabulary - 1
@@ -155,7 +155,7 @@ def _last_of(z: Any, vocabulary: Any, cut: Any, kept: Any, equal: Any, block: tl
     return last
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _mass(z: Any, vocabulary: Any, peak: Any, least: Any, block: tl.constexpr) -> Any:
     """Σ exp(z − peak) over the tokens whose key is at least `least`, in float64."""
     found = tl.zeros([block], tl.float64)
@@ -167,7 +167,7 @@ def _mass(z: Any, vocabulary: Any, peak: Any, least: Any, block: tl.constexpr) -
     return tl.sum(found)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _reach(logits: Any, cuts: Any, lasts: Any, vocabulary: Any, share: Any, block: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     z = logits + row * vocabulary
@@ -195,7 +195,7 @@ def _reach(logits: Any, cuts: Any, lasts: Any, vocabulary: Any, share: Any, bloc
     tl.store(lasts + row, _last_of(z, vocabulary, low, kept, equal, block).to(tl.int64))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _select(
     logits: Any,
     cuts: Any,

@@ -84,7 +84,7 @@ class FollowerActor:
         except EntrostatError as error:
             self._failure = error
             raise
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is kept, told by name and raised again
             from entrostat.learner.ranks import is_lost
 
             log.exception("rank %d of the learner failed", self._number)

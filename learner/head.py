@@ -239,7 +239,7 @@ class _Gradient:
 def _slabs(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """The weight in the precision of sums: as it is, or where that is another, some of its rows at a time.
 
-    A CPU without bfloat16 instructions takes six times as long for a product in bfloat16 as in float32.
+    A CPU without bfloat16 instructions takes seven times as long for a product in bfloat16 as in float32.
     """
     precise = _precise(weight.dtype)
     size = len(weight) if weight.dtype == precise else SLAB

@@ -67,18 +67,18 @@ def _cut(logits: Tensor, estimator: Estimator) -> tuple[Tensor, Tensor]:
     return logits.new_full((rows,), -torch.inf), logits.new_full((rows,), vocabulary - 1, dtype=torch.int64)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _is_kept(z: Any, at: Any, cut: Any, last: Any) -> Any:
     return (z > cut) | ((z == cut) & (at <= last)) | (z != z)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _floored(z: Any) -> Any:
     """A token that can't be drawn enters with a finite factor: 0 · (−inf) is NaN."""
     return tl.maximum(z, IMPOSSIBLE, propagate_nan=tl.PropagateNan.ALL)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _sums(
     logits: Any,
     targets: Any,
@@ -130,7 +130,7 @@ def _sums(
         tl.store(log_kepts + row, peak + tl.log(kept))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _gradient(
     logits: Any,
     targets: Any,
