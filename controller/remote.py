@@ -19,10 +19,12 @@ from entrostat.controller.events import (
     Published,
     Pulsed,
     Reply,
+    Rewound,
     StepReported,
     Ticked,
 )
-from entrostat.controller.state import Controller, ControllerSnapshot
+from entrostat.controller.snapshot import ControllerState
+from entrostat.controller.state import Controller
 from entrostat.controller.telemetry import Telemetry
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import UInt8
@@ -30,7 +32,9 @@ from entrostat.protocol.errors import EntrostatError, StationLost
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import (
     GroupsMissing,
+    PolicyVersion,
     Pulse,
+    PulseReply,
     StepReport,
     TrainOrder,
     WeightsManifest,
@@ -41,6 +45,7 @@ from entrostat.protocol.settings import Stations
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
+KEPT_MANIFESTS = 3  # of the newest versions: what an actor may be offered
 
 
 class RemoteMethod(Protocol):
@@ -77,7 +82,7 @@ class ControllerActor:
         buffer: handle of the sample buffer.
         branch: of all versions from now on.
         step: the branch starts from these weights.
-        snapshot: a `ControllerSnapshot` frame of an earlier branch.
+        snapshot: a `ControllerState` frame of an earlier branch.
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class ControllerActor:
         self._started: Started | None = None
         self._targets: list[dict[str, Any]] = []
         self._ordered: TrainOrder | None = None
+        self._manifests: dict[PolicyVersion, WeightsManifest] = {}
         self._changed = asyncio.Event()
         self._ticker: asyncio.Task[None] | None = None
 
@@ -110,8 +116,10 @@ class ControllerActor:
         """
         stations = wire.decode(self._settings, Stations)
         log_to(stations.directory, "controller")
-        before = None if self._snapshot is None else wire.decode(self._snapshot, ControllerSnapshot)
-        controller = Controller(stations, self._levels, self._branch, self._step, before)
+        before = None if self._snapshot is None else wire.decode(self._snapshot, ControllerState)
+        controller = Controller(stations, self._levels)
+        if self._branch:
+            controller.apply(Rewound(branch=self._branch, step=self._step, state=before, at=time.monotonic()))
         exporter = Exporter(
             "controller", host=stations.metrics_host, port=stations.metrics_port, targets=lambda: self._targets
         )
@@ -124,9 +132,9 @@ class ControllerActor:
         pulse = wire.decode(frame, Pulse)
         for command in self._apply(Pulsed(pulse=pulse, at=time.monotonic())):
             if isinstance(command, Reply):
-                if command.reply.fenced:
+                if command.fenced:
                     log.info("slot %d: incarnation %d is fenced, a newer one lives", pulse.slot, pulse.incarnation)
-                return wire.encode(command.reply)
+                return wire.encode(self._with_manifest(command))
         raise EntrostatError(f"the controller had no reply to a pulse of slot {pulse.slot}; expected a PulseReply")
 
     async def order(self, wait_seconds: float) -> UInt8 | None:
@@ -169,15 +177,18 @@ class ControllerActor:
         """A `WeightsManifest` in: actors are told with their next pulse."""
         manifest = wire.decode(frame, WeightsManifest)
         log.info("version %s is published, %d bytes", manifest.version, manifest.bytes)
-        self._apply(Published(manifest=manifest))
+        self._manifests[manifest.version] = manifest
+        for version in sorted(self._manifests)[:-KEPT_MANIFESTS]:
+            del self._manifests[version]
+        self._apply(Published(version=manifest.version, checksum=manifest.checksum))
 
     async def view(self) -> UInt8:
         """The `ControllerView` of now."""
         return wire.encode(self._running().controller.view())
 
     async def snapshot(self) -> UInt8:
-        """A `ControllerSnapshot` for the checkpoint."""
-        return wire.encode(self._running().controller.snapshot())
+        """A `ControllerState` for the checkpoint."""
+        return wire.encode(self._running().controller.state())
 
     async def set_targets(self, targets: list[dict[str, Any]]) -> None:
         """What `/targets` answers: Prometheus' HTTP service-discovery form."""
@@ -189,6 +200,11 @@ class ControllerActor:
         port = self._running().exporter.port
         self._keep_ticking()
         return port
+
+    def _with_manifest(self, reply: Reply) -> PulseReply:
+        """An offer of a version whose manifest is not here is kept for a later pulse."""
+        manifest = None if reply.offer is None else self._manifests.get(reply.offer)
+        return PulseReply(leases=reply.leases, ended=reply.ended, manifest=manifest, fenced=reply.fenced)
 
     def _running(self) -> Started:
         if self._started is None:

@@ -31,6 +31,7 @@ class RunSettings(Settings, frozen=True, kw_only=True):
     name: str = ""  # default: the TOML's file name
     directory: str = "runs"  # the run lies in DIRECTORY/NAME, seen from where the command is called
     seed: CountOrZero = 0
+    deterministic: bool = False  # killed and resumed it equals an unbroken run to the bit; slower
     stall_seconds: Seconds = 600.0  # without an optimizer step the run ends with exit code 3
 
 
@@ -121,6 +122,8 @@ def stations(config: RunConfig, run_directory: str | Path) -> Stations:
         directory=str(Path(run_directory).absolute()),
         seed=config.run.seed,
         total_steps=config.run.steps,
+        deterministic=config.run.deterministic,
+        checkpoint_every=config.checkpoint.every_steps,
         stall_seconds=config.run.stall_seconds,
         model=config.model,
         tasks=config.tasks,

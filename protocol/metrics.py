@@ -24,7 +24,7 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # 
 
 Station = Literal["rollout", "controller", "learner", "buffer"]
 
-OUTCOMES = ("trained", "filtered", "expired", "stale", "lost", "rewound")
+OUTCOMES = ("trained", "filtered", "expired", "returned", "stale", "lost", "rewound")
 PHASES = PhaseSeconds.__struct_fields__
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from entrostat.controller.remote import ControllerActor
-from entrostat.controller.state import ControllerSnapshot
+from entrostat.controller.snapshot import ControllerState
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.entropy_settings import FixedLaw, LawSettings, ThermostatLaw
@@ -83,7 +83,7 @@ def test_a_step_goes_through_as_frames(made: Made) -> None:
         assert (view.version.step, view.leases.trained, view.reward) == (1, 2, 0.5)
         assert sorted(buffer.leases) == sorted(lease.id for lease in leases)
         assert (await actor.view()).tobytes() == told.tobytes()
-        assert wire.decode(await actor.snapshot(), ControllerSnapshot).version == view.version
+        assert wire.decode(await actor.snapshot(), ControllerState).version == view.version
 
     asyncio.run(play())
 
