@@ -129,6 +129,7 @@ class Pulse(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     running: tuple[int, ...]  # lease ids
     reports: tuple[GroupReport, ...]
     returned: tuple[int, ...] = ()  # lease ids of `running` that it hands back: they are granted again at once
+    number: int = 0  # counts up in one life of the actor, and tells that it had the reply before; 0: not counted
     judging: int = 0  # of `running`, those whose samples are drawn and wait for verdicts or for the buffer
 
 
