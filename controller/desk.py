@@ -44,7 +44,7 @@ from entrostat.controller.replay import replay
 from entrostat.controller.snapshot import ControllerState
 from entrostat.controller.state import Controller
 from entrostat.protocol import wire
-from entrostat.protocol.errors import EntrostatError
+from entrostat.protocol.errors import EntrostatError, JournalDamaged
 from entrostat.protocol.messages import (
     ControllerView,
     GroupsMissing,
@@ -69,7 +69,7 @@ class Desk:
 
     Args:
         stations: the run's settings.
-        levels: `[prompts]` the level of each training prompt.
+        levels: `[prompts]` the level of each training prompt; None where the journal has them.
         storage: of the journal.
         clock: seconds; the events' clock goes on from where the journal ends, whatever this one says.
         branch: of the run directory's life.
@@ -86,7 +86,7 @@ class Desk:
     def __init__(
         self,
         stations: Stations,
-        levels: Sequence[str],
+        levels: Sequence[str] | None,
         storage: Storage,
         clock: Callable[[], float],
         *,
@@ -104,7 +104,12 @@ class Desk:
         self._before: Segment | None = None
         self._segment = self._bytes = 0
         earlier = [number for found, number in storage.segments() if found == branch]
-        if not self._goes_on(levels, earlier):
+        if not self._goes_on(earlier):
+            if levels is None:
+                raise JournalDamaged(
+                    f"no segment of branch {branch} was begun, so the controller knows no prompts: its process died at "
+                    "once. Resume the run"
+                )
             self.controller = Controller(stations, levels)
             self._open(earlier[-1] + 1 if earlier else 0, term=0, follows=0, levels=_levels(levels))
             if branch:
@@ -249,7 +254,7 @@ class Desk:
         )
         self.sync()
 
-    def _goes_on(self, levels: Sequence[str], earlier: list[int]) -> bool:
+    def _goes_on(self, earlier: list[int]) -> bool:
         """Takes over from another process, if it came so far as to begin a segment."""
         for segment in reversed(earlier):
             frames = Frames(self._storage.read(self._branch, segment), name_of(self._branch, segment))
@@ -259,7 +264,7 @@ class Desk:
                 log.warning("%s was not yet begun when its process died", frames.name)
                 continue
             opened = check_first(first[1], frames.name)
-            self.controller = Controller(self._stations, levels, opened.state)
+            self.controller = Controller(self._stations, self._known_levels(earlier), opened.state)
             events = sum(1 for _ in replay(self.controller, records, frames.name))
             if frames.torn:
                 log.warning("%s: the last %d bytes are no whole record and are void", frames.name, frames.torn)
@@ -269,6 +274,17 @@ class Desk:
             self.apply(Restarted(term=term, at=self._now()))
             return True
         return False
+
+    def _known_levels(self, segments: list[int]) -> list[str]:
+        """Those in the first segment that was begun."""
+        for segment in segments:
+            name = name_of(self._branch, segment)
+            for _, record, _ in Frames(self._storage.read(self._branch, segment), name):
+                opened = check_first(record, name)
+                if opened.levels is None:
+                    break
+                return opened.levels.of_prompts()
+        raise JournalDamaged(f"branch {self._branch} of the journal lacks the prompts' levels: a segment is gone")
 
 
 def _levels(levels: Sequence[str]) -> Levels:

@@ -33,6 +33,10 @@ class Levels(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...]
     numbers: Int32  # [prompts] into `names`
 
+    def of_prompts(self) -> list[str]:
+        """`[prompts]` each one's level."""
+        return [self.names[number] for number in self.numbers.tolist()]
+
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The first record of a segment: all that the events after it need."""
@@ -107,6 +111,8 @@ class Storage(Protocol):
 class Frames:
     """The records of a segment, with their offsets in bytes; afterwards `end` is where the last whole one ends.
 
+    After the iteration `closed` says whether the run came to its end there.
+
     Args:
         content: of the segment.
         name: for errors.
@@ -119,6 +125,7 @@ class Frames:
     def __init__(self, content: bytes, name: str) -> None:
         self._content, self.name = memoryview(content), name
         self.end = 0
+        self.closed = False
 
     def __iter__(self) -> Iterator[tuple[int, Record, memoryview]]:
         while self.end < len(self._content):
@@ -128,7 +135,10 @@ class Frames:
                 self._refuse_unless_torn(error)
                 return
             record: Record = wire.decode(bytes(frame), Record)
+            if self.closed:
+                raise JournalDamaged(f"{self.name} goes on at byte {self.end:,} after the run came to its end")
             offset, self.end = self.end, self.end + len(frame)
+            self.closed = isinstance(record, Closed)
             yield offset, record, frame
 
     @property

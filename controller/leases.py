@@ -265,6 +265,10 @@ class LeaseBook:
         """Whether the lease's group may yet be trained or is being sampled, so that the buffer must keep it."""
         return any(lease in leases for leases in (self._running, self._ready, self._ordered, self._sieve.waiting))
 
+    def held(self) -> list[int]:
+        """All leases that `holds` is true of."""
+        return [*self._running, *self._ready, *self._ordered, *self._sieve.waiting]
+
     def _filled(self) -> int:
         """Places of batches taken by finished groups since the branch's start."""
         return self._consumed + len(self._ready) + len(self._ordered) - len(self._along)

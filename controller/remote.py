@@ -50,6 +50,11 @@ class BufferHandle(Protocol):
         """Forgets the groups of some leases."""
         ...
 
+    @property
+    def retain(self) -> RemoteMethod:
+        """Forgets all groups but those of some leases."""
+        ...
+
 
 class Started(NamedTuple):
     """What `start` makes."""
@@ -64,25 +69,15 @@ class ControllerActor:
 
     Args:
         settings: a `Stations` frame.
-        levels: `[prompts]` the level of each training prompt.
         buffer: handle of the sample buffer.
         branch: of all versions from now on.
         step: the branch starts from these weights.
-        state: a `ControllerState` frame of an earlier branch.
     """
 
-    def __init__(
-        self,
-        settings: UInt8,
-        levels: Sequence[str],
-        buffer: BufferHandle,
-        branch: int = 0,
-        step: int = 0,
-        state: UInt8 | None = None,
-    ) -> None:
-        # What can fail waits for `start`: an error in a constructor reaches nobody with its type.
-        self._settings, self._state = wire.decode(settings, Stations), state
-        self._levels = levels
+    def __init__(self, settings: UInt8, buffer: BufferHandle, branch: int = 0, step: int = 0) -> None:
+        # What can fail waits for `start`: an error in a constructor reaches nobody with its type. What is large is
+        # given there too: after a restart it is in the journal.
+        self._settings = wire.decode(settings, Stations)
         self._branch, self._step = branch, step
         self._buffer = buffer
         self._journal = Folder(Path(self._settings.directory) / "journal")
@@ -92,8 +87,12 @@ class ControllerActor:
         self._changed = asyncio.Event()
         self._ticker: asyncio.Task[None] | None = None
 
-    async def start(self) -> int:
+    async def start(self, levels: Sequence[str], state: UInt8 | None = None) -> int:
         """Sets the controller up and starts its clock; returns the port of its metrics.
+
+        Args:
+            levels: `[prompts]` the level of each training prompt.
+            state: a `ControllerState` frame of an earlier branch.
 
         Raises:
             TaskError: there are no prompts.
@@ -102,27 +101,26 @@ class ControllerActor:
             ResourceError: the metrics port is taken, or the journal can't be written.
         """
         if self._started is None:
-            self._started = self._start()
+            before = None if state is None else wire.decode(state, ControllerState)
+            self._started = self._start(levels, before)
         return await self.endpoint()
 
-    def _start(self) -> Started:
-        stations = self._settings
+    def _start(self, levels: Sequence[str] | None, state: ControllerState | None) -> Started:
+        stations, began = self._settings, time.monotonic()
         log_to(stations.directory, "controller")
-        before = None if self._state is None else wire.decode(self._state, ControllerState)
-        began = time.monotonic()
-        desk = Desk(
-            stations, self._levels, self._journal, time.monotonic, branch=self._branch, step=self._step, state=before
-        )
+        desk = Desk(stations, levels, self._journal, time.monotonic, branch=self._branch, step=self._step, state=state)
         exporter = Exporter(
             "controller", host=stations.metrics_host, port=stations.metrics_port, targets=lambda: self._targets
         )
         log.info(
-            "the controller starts at version %s with %d prompts, its life %d in this branch, after %.2f s",
+            "the controller starts at version %s, its life %d in this branch, after %.2f s",
             desk.controller.version,
-            len(self._levels),
             desk.controller.term,
             time.monotonic() - began,
         )
+        if desk.controller.term:
+            # What was to be forgotten when the process before died is known no more.
+            self._buffer.retain.remote(desk.controller.held)
         return Started(desk, exporter, Telemetry(exporter, desk.controller))
 
     async def pulse(self, frame: UInt8) -> UInt8:
@@ -218,7 +216,7 @@ class ControllerActor:
             if not any(branch == self._branch for branch, _ in self._journal.segments()):
                 raise StationLost("the controller was asked for work before it was started: call start first")
             # Ray restarted this process.
-            self._started = self._start()
+            self._started = self._start(None, None)
         return self._started
 
     def _happened(self) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from entrostat.controller.events import Event
+from entrostat.controller.events import Command, Event
 from entrostat.controller.journal import Opened, Record, Recorded
 from entrostat.controller.state import Controller
 from entrostat.protocol import wire
@@ -14,8 +14,8 @@ from entrostat.protocol.errors import JournalDamaged, JournalDiffers
 
 def replay(
     controller: Controller, records: Iterable[tuple[int, Record, memoryview]], name: str
-) -> Iterator[tuple[int, Event]]:
-    """Applies the events of a segment after its first record, one by one; yields each with its offset.
+) -> Iterator[tuple[int, Event, tuple[Command, ...]]]:
+    """Applies the events of a segment after its first record, one by one; yields offset, event and commands of each.
 
     Raises:
         JournalDiffers: one does not lead to the commands that were recorded; says which, and where they differ.
@@ -33,7 +33,7 @@ def replay(
                 f"{name}, byte {offset:,}: a {type(record.event).__name__} at version {controller.version} led to "
                 f"{where} = {before}, applied again it leads to {now}"
             )
-        yield offset, record.event
+        yield offset, record.event, again.commands
 
 
 def _difference(before: Any, now: Any, place: str = "commands") -> tuple[str, str, str]:

@@ -126,6 +126,11 @@ class Controller:
         return self._version
 
     @property
+    def held(self) -> list[int]:
+        """Leases whose groups may yet be trained, or are being sampled."""
+        return self._book.held()
+
+    @property
     def now(self) -> float:
         """Seconds on the events' clock."""
         return self._now

@@ -77,15 +77,16 @@ class Cluster:
         ray_calls.connect(address, cpus=stations.learner.ranks + stations.rollout.actors)
         self._settings = ray_calls.share(wire.encode(stations))
         self._prompts = ray_calls.share(wire.encode(prompts))
-        levels = [prompt.level for prompt in prompts.prompts[:training_prompts]]
-        place = (branch, step)
-        self._buffer = ray_calls.remote(BufferActor, restarts=STATION_RESTARTS).remote(self._settings)
-        self._buffer_lives = self._buffer.endpoint.remote()
-        snapshot = None
+        self._levels = [prompt.level for prompt in prompts.prompts[:training_prompts]]
+        self._state = None
         if checkpoint is not None:
-            snapshot = ray_calls.share(np.frombuffer((checkpoint / "controller.bin").read_bytes(), np.uint8))
+            self._state = np.frombuffer((checkpoint / "controller.bin").read_bytes(), np.uint8)
+        # Ray may restart these two: what they are made of is not in its object store.
+        settings = wire.encode(stations)
+        self._buffer = ray_calls.remote(BufferActor, restarts=STATION_RESTARTS).remote(settings)
+        self._buffer_lives = self._buffer.endpoint.remote()
         self._controller = ray_calls.remote(ControllerActor, restarts=STATION_RESTARTS).remote(
-            self._settings, levels, self._buffer, *place, snapshot
+            settings, self._buffer, branch, step
         )
         learner_gpus, self._actor_gpus = gpu_shares(stations, ray_calls.gpus())
         version = PolicyVersion(branch=branch, step=step)
@@ -101,7 +102,9 @@ class Cluster:
 
     def start(self) -> WeightsManifest:
         """Waits until every station is up and every actor serves the starting version."""
-        self._answer(self._controller.start.remote(), "the controller", START_SECONDS, watch=False)
+        self._answer(
+            self._controller.start.remote(self._levels, self._state), "the controller", START_SECONDS, watch=False
+        )
         weights = self._answer(self._learner_starts, "the learner", START_SECONDS, watch=False)
         self._answer(self._controller.publish.remote(weights), "the controller", ANSWER_SECONDS, watch=False)
         self._slots.weights = weights
@@ -199,6 +202,10 @@ class Cluster:
         """Where the controller serves `/targets` and `/healthz`."""
         port = self._answer(self._controller.endpoint.remote(), "the controller", ANSWER_SECONDS, watch=False)
         return self._stations.metrics_host, int(port)
+
+    def finish(self) -> None:
+        """The run came to its end: its journal says so."""
+        self._ask("finish")
 
     def close(self) -> None:
         """Stops every station. Never raises: it also runs after a failure, whose error matters more."""

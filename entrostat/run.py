@@ -93,6 +93,7 @@ class Run:
             while self._version.step < self._config.run.steps:
                 self._step()
             self._evaluate_now()
+            self._cluster.finish()
         return self._finish()
 
     @property
@@ -200,11 +201,14 @@ class Run:
         if self._interrupt.asked:
             if not self.begun:
                 raise Interrupted("stopped before the first step: there is nothing to save")
+            go_on = f"go on with: entrostat train --resume {self._directory.path}"
+            if self._config.run.deterministic:
+                # Another checkpoint than those of the schedule would move later samples to other versions.
+                saved = checkpoints.newest(self._directory.checkpoints)
+                kept = "the run begins anew" if saved is None else f"it goes on from {saved.name}"
+                raise Interrupted(f"stopped after step {self._version.step}; {kept}, and makes the same steps: {go_on}")
             folder = self._save()
-            raise Interrupted(
-                f"stopped after step {self._version.step} and saved as {folder}; "
-                f"go on with: entrostat train --resume {self._directory.path}"
-            )
+            raise Interrupted(f"stopped after step {self._version.step} and saved as {folder}; {go_on}")
 
     def _check_progress(self) -> None:
         waited = time.monotonic() - self._since

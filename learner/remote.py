@@ -61,6 +61,11 @@ class BufferActor:
         self._buffer.discard(lease_ids)
         self._show()
 
+    def retain(self, lease_ids: Sequence[int]) -> None:
+        """Forgets all groups but these."""
+        self._buffer.retain(lease_ids)
+        self._show()
+
     def endpoint(self) -> int:
         """The port of its metrics."""
         return self._exporter.port
