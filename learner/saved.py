@@ -10,6 +10,7 @@ One rank writes the optimizer to a file; several write a folder, a checkpoint of
 its parts of weights and moments. Either is read by any number of ranks.
 """
 
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ def commit(folder: Path, version: PolicyVersion, controller: UInt8, write_state:
     try:
         checkpoint.commit(folder, branch=version.branch, step=version.step, write=write)
     except (OSError, SafetensorError) as error:
+        shutil.rmtree(checkpoint.partial(folder), ignore_errors=True)  # others need room on that disk too
         reason = error.strerror if isinstance(error, OSError) else None
         raise ResourceError(
             f"the checkpoint {folder} can't be written ({reason or error}): free some of the disk, or keep "
@@ -204,7 +206,7 @@ def _save_policy(folder: Path, policy: Policy, tensors: dict[str, Tensor]) -> No
     if policy.adapters:
         save_adapter(folder / ADAPTER, policy, tensors)
         tensors = {name: made(weight).cpu() for name, weight in merged_weights(policy, tensors).items()}
-    policy.model.save_pretrained(folder / POLICY, state_dict=tensors)
+    policy.model.save_pretrained(folder / POLICY, state_dict=dict(tensors))  # it empties what it is given
     # transformers asks the parts, which are float32, and not what they are gathered in.
     config.dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
     config.save_pretrained(folder / POLICY)

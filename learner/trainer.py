@@ -142,7 +142,7 @@ class Trainer:
 
         Raises:
             EntrostatError, ConfigError, NumericsError: as `make`.
-            ResourceError: there is no room to publish the new version.
+            ResourceError: there is no room to publish the new version, or to write down its samples.
         """
         began, before = time.perf_counter(), self.version
         made = self.make(order, groups, again=again)
