@@ -97,6 +97,6 @@ def write_samples(path: Path, records: Sequence[SampleRecord]) -> None:
         partial.replace(path)
     except OSError as error:
         raise ResourceError(
-            f"the samples of a step can't be written to {path} ({error.strerror}): free some of the disk, or go on with "
-            "report.samples_per_step = 0"
+            f"the samples of a step can't be written to {path} ({error.strerror}): free some of the disk, or go on "
+            "with report.samples_per_step = 0"
         ) from error

@@ -110,7 +110,7 @@ def write_copy(folder: Path, policy: Policy, copy: Copy) -> None:
     try:
         torch.save(copy.optimizer, folder / OPTIMIZER)
     except RuntimeError as error:  # what torch makes of a full disk
-        raise OSError(f"{OPTIMIZER}: {error}") from error
+        raise OSError(f"{OPTIMIZER}, which torch could not write to its end: {error}") from error
     _save_policy(folder, policy, copy.policy)
 
 
