@@ -1,7 +1,7 @@
 """The run directory: made whole or not at all, used by one process at a time.
 
 runs/NAME/  config.toml (effective) · run.json (endpoints of a living run) · metrics.jsonl · summary.json
-            checkpoints/step-N/ · samples/step-N.jsonl · report/
+            checkpoints/step-N/ · journal/groups/ (where they are recorded) · samples/step-N.jsonl · report/
 """
 
 import fcntl
