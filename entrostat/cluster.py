@@ -47,6 +47,14 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     reference: Any
 
 
+class Commit(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint that the learner writes while it trains on."""
+
+    folder: Path
+    reference: Any
+    deadline: float  # monotonic
+
+
 class Cluster:
     """The stations of one run.
 
@@ -156,6 +164,19 @@ class Cluster:
             self._slots.weights = wire.encode(outcome.manifest)
         return outcome
 
+    def retrain(self, order: TrainOrder) -> StepOutcome:
+        """The step of an order that an earlier process trained, on its recorded groups, from the learner's own version.
+
+        The learner stands at the order's step. Its weights are offered to the actors before this returns.
+
+        Raises:
+            CheckpointDamaged: the order's groups were not recorded, or their file has changed.
+        """
+        frame = self._answer(self._learner.retrain.remote(wire.encode(order)), "the learner", self._stall_seconds)
+        outcome = wire.decode(frame, StepOutcome)
+        self._slots.weights = wire.encode(outcome.manifest)
+        return outcome
+
     def report(self, outcome: StepOutcome) -> ControllerView:
         """Tells the controller of a step and its weights; returns what it makes of them."""
         frame = self._ask("report", wire.encode(outcome.report))
@@ -170,10 +191,39 @@ class Cluster:
         """How the controller stands."""
         return wire.decode(self._ask("view"), ControllerView)
 
-    def save(self, folder: Path) -> None:
-        """Commits a checkpoint: the learner's state and the controller's, in one folder, whole or not at all."""
+    def save(self, folder: Path) -> Commit:
+        """Begins a checkpoint: the learner's state and the controller's, in one folder, whole or not at all.
+
+        When this returns, steps may be trained that are not in it; `committed` tells its end. A learner of several
+        ranks has written it by then.
+        """
+        began = time.monotonic()
         snapshot = self._ask("checkpoint")
-        self._answer(self._learner.save.remote(str(folder), snapshot), "the learner's checkpoint", self._stall_seconds)
+        reference = self._learner.save.remote(str(folder), snapshot)
+        self._answer(reference, f"the learner, asked to save {folder.name},", self._stall_seconds)
+        return Commit(folder=folder, reference=self._learner.commit.remote(), deadline=began + self._stall_seconds)
+
+    def committed(self, commit: Commit, *, wait: bool, watch: bool = True) -> bool:
+        """Whether a checkpoint is whole and in its place; waits for it if asked, watching the other stations or not.
+
+        Raises:
+            ResourceError: the disk is full, or can't be written.
+            Stalled: it took longer than `stall_seconds`.
+            StationLost: the learner died.
+        """
+        while not ray_calls.done(commit.reference, 1.0 if wait else 0.0):
+            if time.monotonic() >= commit.deadline:
+                raise Stalled(
+                    f"the checkpoint {commit.folder} was not committed within run.stall_seconds = "
+                    f"{self._stall_seconds:.0f}: the disk is slow or hangs; the checkpoint before it is untouched"
+                )
+            if not wait:
+                return False
+            if watch:
+                self._learners.watch()
+                self.watch()
+        ray_calls.answer(commit.reference, "the learner", ANSWER_SECONDS)
+        return True
 
     def actor_views(self) -> list[ActorView]:
         """What each living actor last said of itself; asks again without waiting."""

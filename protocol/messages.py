@@ -236,7 +236,7 @@ class PhaseSeconds(msgspec.Struct, frozen=True, kw_only=True):
     """Where an optimizer step's time went in the learner's process."""
 
     wait: float  # for the order
-    fetch: float  # groups out of the buffer
+    fetch: float  # groups out of the buffer, and onto the disk where they are recorded
     forward_backward: float
     optimizer: float
     publish: float  # flat buffer, checksums and probe

@@ -151,3 +151,4 @@ class Stations(Settings, frozen=True, kw_only=True):
     metrics_host: str
     metrics_port: Port
     samples_per_step: int  # written down for people to read
+    record_samples: bool = False  # an order's groups are kept before it is trained
