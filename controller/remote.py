@@ -27,6 +27,7 @@ from entrostat.controller.telemetry import Telemetry
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import EntrostatError, StationLost
+from entrostat.protocol.lives import Writer
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import (
     GroupsMissing,
@@ -94,6 +95,7 @@ class ControllerActor:
         self._levels = levels
         self._branch, self._step = branch, step
         self._buffer = buffer
+        self._writer: Writer | None = None
         self._started: Started | None = None
         self._targets: list[dict[str, Any]] = []
         self._ordered: TrainOrder | None = None
@@ -104,11 +106,13 @@ class ControllerActor:
         """Sets the controller up and starts its clock; returns the port of its metrics.
 
         Raises:
+            StationLost: a newer life of the run has begun.
             TaskError: there are no prompts.
             CheckpointDamaged: the snapshot does not fit.
             ResourceError: the metrics port is taken.
         """
         stations = wire.decode(self._settings, Stations)
+        self._writer = Writer(stations.directory, self._branch, "the controller")
         log_to(stations.directory, "controller")
         before = None if self._snapshot is None else wire.decode(self._snapshot, ControllerSnapshot)
         controller = Controller(stations, self._levels, self._branch, self._step, before)

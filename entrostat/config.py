@@ -32,6 +32,8 @@ class RunSettings(Settings, frozen=True, kw_only=True):
     directory: str = "runs"  # the run lies in DIRECTORY/NAME, seen from where the command is called
     seed: CountOrZero = 0
     stall_seconds: Seconds = 600.0  # without an optimizer step the run ends with exit code 3
+    deterministic: bool = False  # a killed and resumed run equals an unbroken one
+    restarts: CountOrZero = 0  # so often the run goes on by itself from its newest checkpoint after a station was lost
 
 
 class EvaluationSettings(Settings, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from entrostat import summary as summaries
 from entrostat.alarms import Alarms
 from entrostat.cluster import Cluster, Evaluation
 from entrostat.config import RunConfig
-from entrostat.directory import RunDirectory, RunInfo
+from entrostat.directory import RunDirectory, RunInfo, sync
 from entrostat.interrupt import Interrupt
 from entrostat.learner import checkpoint as checkpoints
 from entrostat.mismatch import watch
@@ -49,6 +49,7 @@ class Run:
         trained_levels: levels of the training prompts; the scores are made of these.
         version: where the policy stands.
         began: when the command was given, Unix time.
+        restarts: how often it went on by itself after a station was lost.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Run:
         trained_levels: frozenset[str],
         version: PolicyVersion,
         began: float,
+        restarts: int = 0,
     ) -> None:
         self._config = config
         self._directory = directory
@@ -73,6 +75,7 @@ class Run:
         self._trained_levels = trained_levels
         self._version = version
         self._began = began
+        self._restarts = restarts
         self._interrupt = Interrupt(screen.say)
         self._since = self._last_step_ended = time.monotonic()  # the last step, or whatever moved last
         self._alarms = Alarms(directory.path, config.verifier.alarm_share)
@@ -87,12 +90,18 @@ class Run:
         Raises:
             Interrupted: the user stopped it; everything is saved.
             Stalled: nothing moved for `run.stall_seconds`.
+            StationLost: a station died.
         """
         with self._interrupt.listening():
-            self._start()
-            while self._version.step < self._config.run.steps:
-                self._step()
-            self._evaluate_now()
+            try:
+                self._start()
+                while self._version.step < self._config.run.steps:
+                    self._step()
+                self._evaluate_now()
+            except StationLost as error:
+                if not self._interrupt.asked:
+                    raise
+                raise Interrupted(f"stopped, and nothing more could be saved: {error}") from error
         return self._finish()
 
     @property
@@ -115,7 +124,7 @@ class Run:
             )
         )
         self._stop_if_asked()
-        if self._version.step == 0:
+        if self._version.step == 0 and not self._evaluated(0):
             # It shares the engine with the first samples; that actor keeps these weights until it has ended.
             self._begin_evaluation()
         self._last_step_ended = self._since = time.monotonic()
@@ -191,6 +200,9 @@ class Run:
         folder = self._directory.checkpoints / f"step-{self._version.step}"
         if not folder.exists():
             self._screen.waiting(f"saving {folder.name}")
+            self._directory.check()
+            for file in (self._directory.metrics, self._directory.evaluations):
+                sync(file)  # a checkpoint that outlives a loss of power must not outlive its rows
             self._cluster.save(folder)
             scores = {row.step: row.pass_at_1 for row in read_evaluations(self._directory.evaluations)}
             checkpoints.retain(self._directory.checkpoints, self._config.checkpoint.keep, scores)
@@ -278,6 +290,7 @@ class Run:
             seconds=time.time() - self._began,
             first_step_seconds=self._first_step_seconds,
             actor_restarts=self._cluster.restarts,
+            restarts=self._restarts,
         )
         summaries.write(summary, self._directory.summary)
         return summary

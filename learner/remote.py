@@ -16,6 +16,7 @@ from entrostat.learner.followers import Followers, joined, listening_socket
 from entrostat.protocol import metrics, wire
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import Stalled, StationLost
+from entrostat.protocol.lives import Writer
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import Group, GroupsMissing, PolicyVersion, PromptSet, StepReport, TrainOrder
 from entrostat.protocol.metrics import Exporter
@@ -105,18 +106,27 @@ class LearnerActor:
 
         stations = wire.decode(self._settings_frame, Stations)
         prompts = wire.decode(self._prompts_frame, PromptSet)
+        writer = Writer(stations.directory, self._version.branch, "the learner")
         log_to(stations.directory, "learner")
         disable_progress_bar()
         address = ray.util.get_node_ip_address()
         if not self._followers.count:
-            self._trainer = Trainer(stations, prompts, self._version, self._checkpoint, address=address)
+            self._trainer = Trainer(
+                stations, prompts, self._version, self._checkpoint, address=address, fence=writer.check
+            )
             return self._published()
         with listening_socket() as opened:
             host, port = opened.getsockname()[:2]
             with self._followers.beside("start", host, port):
                 ranks = joined(stations, 0, host, port, opened.detach())
                 self._trainer = Trainer(
-                    stations, prompts, self._version, self._checkpoint, ranks=ranks, address=address
+                    stations,
+                    prompts,
+                    self._version,
+                    self._checkpoint,
+                    ranks=ranks,
+                    address=address,
+                    fence=writer.check,
                 )
                 return self._published()
 

@@ -8,6 +8,7 @@ its parts of weights and moments. Either is read by any number of ranks.
 """
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,18 @@ ADAPTER = "adapter"
 RANDOM = "random"  # torch's state, among the optimizer's
 
 
-def commit(folder: Path, version: PolicyVersion, policy: Policy, optimizer: Optimizer, controller: UInt8) -> None:
+def commit(
+    folder: Path,
+    version: PolicyVersion,
+    policy: Policy,
+    optimizer: Optimizer,
+    controller: UInt8,
+    fence: Callable[[], None] = checkpoint.no_fence,
+) -> None:
     """Commits the checkpoint `folder` of a version, with the controller's snapshot frame `[bytes]`; on the first rank.
 
     Raises:
+        StationLost: `fence` refused.
         ResourceError: the disk is full, or can't be written.
     """
 
@@ -46,7 +55,7 @@ def commit(folder: Path, version: PolicyVersion, policy: Policy, optimizer: Opti
         (partial / CONTROLLER).write_bytes(controller.tobytes())
 
     try:
-        checkpoint.commit(folder, branch=version.branch, step=version.step, write=write)
+        checkpoint.commit(folder, branch=version.branch, step=version.step, write=write, fence=fence)
     except OSError as error:
         raise ResourceError(
             f"the checkpoint {folder} can't be written ({error.strerror or error}): free some of the disk, or keep "

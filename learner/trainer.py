@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,6 +70,7 @@ class Trainer:
         shared_memory: where versions are published.
         ranks: the trainers that make each step together.
         address: of this node, as actors on others reach it.
+        fence: raises where this trainer may not write into the run directory any more.
 
     Raises:
         ModelError: the policy can't be loaded.
@@ -87,10 +88,12 @@ class Trainer:
         shared_memory: Path = ROOT,
         ranks: Ranks = ALONE,
         address: str = LOCAL,
+        fence: Callable[[], None] = checkpoint.no_fence,
     ) -> None:
         self._stations, self._settings = stations, stations.learner
         self._prompts = {prompt.id: prompt for prompt in prompts.prompts}
         self.version = version
+        self._fence = fence
         self._between_steps = False  # of an order: the weights are those of no version
         device = chosen_device(self._settings)
         if self._settings.threads or device.type == "cpu":
@@ -196,9 +199,10 @@ class Trainer:
         Raises:
             EntrostatError: an order failed between its optimizer steps.
             ResourceError: the disk is full, or can't be written.
+            StationLost: a newer life of the run has begun.
         """
         self._check_whole()
-        commit(folder, self.version, self._policy, self._optimizer, controller)
+        commit(folder, self.version, self._policy, self._optimizer, controller, self._fence)
 
     def save_part(self, folder: Path) -> None:
         """Puts this rank's part into the checkpoint that the first rank commits.
@@ -207,6 +211,7 @@ class Trainer:
             EntrostatError, ResourceError: as `save`.
         """
         self._check_whole()
+        self._fence()
         save_state(checkpoint.partial(folder), self._policy, self._optimizer)
 
     def close(self) -> None:
@@ -265,6 +270,7 @@ class Trainer:
                 order.groups, groups, per_sample(tokens, total), self._prompts, self._decode, count
             )
             path = Path(self._stations.directory) / "samples" / f"step-{self.version.step}.jsonl"
+            self._fence()
             samples.write_samples(path, records)
 
     def _encode(self, text: str) -> Int32:

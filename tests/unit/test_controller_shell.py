@@ -45,6 +45,8 @@ def made(tmp_path: Path, logs: None) -> Iterator[Made]:
     actors: list[ControllerActor] = []
 
     async def make(buffer: Discards | None = None, *, lease_seconds: float = 60.0) -> ControllerActor:
+        (tmp_path / "branch").write_text("0\n")
+        (tmp_path / "branch").write_text("0\n")
         settings = run_frame(tmp_path, lease_seconds=lease_seconds)
         actors.append(ControllerActor(settings, ["easy"] * 10, buffer or Discards()))
         await actors[-1].start()
@@ -213,6 +215,7 @@ def test_what_can_fail_fails_in_start_and_with_its_name(made: Made, tmp_path: Pa
             await squatter.start()
         with pytest.raises(TaskError, match="no prompts"):
             await idle.start()
+        (tmp_path / "branch").write_text("1\n")
         with pytest.raises(CheckpointDamaged, match="FixedState"):
             await stranger.start()
 
