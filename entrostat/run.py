@@ -101,7 +101,10 @@ class Run:
             except StationLost as error:
                 if not self._interrupt.asked:
                     raise
-                raise Interrupted(f"stopped, and nothing more could be saved: {error}") from error
+                raise Interrupted(
+                    f"stopped, and nothing more could be saved: {error}; go on from what was saved before with: "
+                    f"entrostat train --resume {self._directory.path}"
+                ) from error
         return self._finish()
 
     @property
