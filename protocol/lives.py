@@ -44,7 +44,7 @@ class Writer:
         path = self._directory / WRITERS
         try:
             # A bare descriptor: nothing but the process's end, or `close`, gives it back.
-            self._held = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._held = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         except OSError as error:
             raise StationLost(
                 f"{who} can't hold the run directory {directory} ({error.strerror}): every station that writes there "

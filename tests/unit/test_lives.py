@@ -203,6 +203,9 @@ def test_a_learner_of_an_earlier_life_writes_no_samples_and_no_checkpoint(tmp_pa
     with pytest.raises(StationLost):
         trainer.save(made.checkpoints / "step-1", np.zeros(3, np.uint8))
     assert not made.checkpoints.exists()
+    with pytest.raises(StationLost):
+        trainer.train(make_order(groups, trainer.version), groups, wait=0.0, fetch=0.0)
+    assert not (made.path / "samples/step-2.jsonl").exists()
     trainer.close()
     writer.close()
     made.close()
