@@ -164,7 +164,7 @@ def _taken_within(descriptor: int, path: Path, how: int, seconds: float) -> bool
 
 def _named(directory: Path) -> str:
     """Who holds it, as far as they can be told: those on this machine that still live, and those elsewhere."""
-    named = []
+    named: list[str] = []
     for line in (directory / WRITERS).read_text(encoding="utf-8", errors="replace").splitlines():
         process, _, rest = line.partition(" ")
         host, _, who = rest.partition(" ")
