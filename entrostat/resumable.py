@@ -61,7 +61,7 @@ DECIDING = frozenset(
 # May change in every run.
 FREE = frozenset(
     {
-        *("run.steps", "run.stall_seconds", "run.restarts"),
+        *("run.steps", "run.stall_seconds", "run.restarts", "run.record_samples"),
         *("verifier.processes", "verifier.deadline_seconds", "verifier.alarm_share"),
         *("learner.rank_seconds", "learner.drift_alarm", "learner.drift_stop"),
         *("checkpoint.keep", "monitor.host", "monitor.port", "monitor.sinks", "report.samples_per_step"),

@@ -169,7 +169,7 @@ def test_a_process_does_not_hand_its_right_down(tmp_path: Path) -> None:
     held = lives.Writer(tmp_path / "a", 0, "the learner")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
         held.close()
-        lives.outlive(tmp_path / "a", silent, seconds=0.0).close()
+        lives.outlive(tmp_path / "a", silent, seconds=5.0).close()
         child.kill()
 
 
@@ -201,7 +201,7 @@ def test_a_learner_of_an_earlier_life_writes_no_samples_and_no_checkpoint(tmp_pa
     assert (made.path / "samples/step-1.jsonl").exists()
     (made.path / "branch").write_text("1\n")  # as if there were no locks
     with pytest.raises(StationLost):
-        trainer.save(made.checkpoints / "step-1", np.zeros(3, np.uint8))
+        trainer.save(made.checkpoints / "step-1", np.zeros(3, np.uint8))()
     assert not made.checkpoints.exists()
     with pytest.raises(StationLost):
         trainer.train(make_order(groups, trainer.version), groups, wait=0.0, fetch=0.0)

@@ -14,6 +14,8 @@ from entrostat.protocol.errors import ConfigError
 from entrostat.protocol.ranges import Settings
 from tests.made_config import small_file
 
+DETERMINISTIC = ("run.deterministic=true", "learner.device=cpu")
+
 
 def leaves(kind: type[Settings], place: str = "") -> Iterator[str]:
     """Every setting there is, those of each kind of a section too."""
@@ -34,8 +36,9 @@ def sections(kind: typing.Any) -> list[type[Settings]]:
 
 def refused(tmp_path: Path, *overrides: str, begun: tuple[str, ...] = ()) -> str:
     file = small_file(tmp_path)
+    before, after = config.load(file, begun), config.load(file, (*begun, *overrides))
     with pytest.raises(ConfigError) as caught:
-        resumable.check(config.load(file, begun), config.load(file, (*begun, *overrides)), "runs/a")
+        resumable.check(before, after, "runs/a")
     return str(caught.value)
 
 
@@ -86,16 +89,15 @@ def test_what_may_change_may(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("setting", ["rollout.actors=3", "learner.lr=1e-3", "checkpoint.every_steps=7"])
 def test_a_deterministic_run_keeps_what_decides_its_course(tmp_path: Path, setting: str) -> None:
-    assert "must equal an unbroken one" in refused(tmp_path, setting, begun=("run.deterministic=true",))
+    assert "must equal an unbroken one" in refused(tmp_path, setting, begun=DETERMINISTIC)
 
 
 def test_a_deterministic_run_may_get_longer_where_no_schedule_ends_with_it(tmp_path: Path) -> None:
-    begun = ("run.deterministic=true", "run.steps=20")
-    allowed(tmp_path, "run.steps=30", begun=begun)
+    allowed(tmp_path, "run.steps=30", begun=DETERMINISTIC)
 
 
 def test_a_deterministic_schedule_keeps_its_end(tmp_path: Path) -> None:
-    begun = ("run.deterministic=true", "learner.schedule=linear")
+    begun = (*DETERMINISTIC, "learner.schedule=linear")
     assert "the linear schedule of learner.lr ends" in refused(tmp_path, "run.steps=30", begun=begun)
 
 
