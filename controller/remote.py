@@ -18,6 +18,7 @@ from entrostat.controller.telemetry import Telemetry
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import StationLost
+from entrostat.protocol.lives import Writer
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import (
     GroupsMissing,
@@ -80,6 +81,7 @@ class ControllerActor:
         self._settings = wire.decode(settings, Stations)
         self._branch, self._step = branch, step
         self._buffer: BufferHandle | None = None
+        self._writer: Writer | None = None
         self._journal = Folder(Path(self._settings.directory) / "journal")
         self._started: Started | None = None
         self._targets: list[dict[str, Any]] = []
@@ -96,6 +98,7 @@ class ControllerActor:
             state: a `ControllerState` frame of an earlier branch.
 
         Raises:
+            StationLost: a newer life of the run has begun.
             TaskError: there are no prompts.
             CheckpointDamaged: the state does not fit.
             JournalDamaged, JournalDiffers: the branch's journal can't be gone on with.
@@ -109,6 +112,8 @@ class ControllerActor:
 
     def _start(self, levels: Sequence[str] | None, state: ControllerState | None) -> Started:
         stations, began = self._settings, time.monotonic()
+        if self._writer is None:
+            self._writer = Writer(stations.directory, self._branch, "the controller")
         log_to(stations.directory, "controller")
         desk = Desk(stations, levels, self._journal, time.monotonic, branch=self._branch, step=self._step, state=state)
         exporter = Exporter(

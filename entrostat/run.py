@@ -49,6 +49,7 @@ class Run:
         trained_levels: levels of the training prompts; the scores are made of these.
         version: where the policy stands.
         began: when the command was given, Unix time.
+        restarts: how often it went on by itself after a station was lost.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Run:
         trained_levels: frozenset[str],
         version: PolicyVersion,
         began: float,
+        restarts: int = 0,
     ) -> None:
         self._config = config
         self._directory = directory
@@ -73,6 +75,7 @@ class Run:
         self._trained_levels = trained_levels
         self._version = version
         self._began = began
+        self._restarts = restarts
         self._interrupt = Interrupt(screen.say)
         self._since = self._last_step_ended = time.monotonic()  # the last step, or whatever moved last
         self._alarms = Alarms(directory.path, config.verifier.alarm_share)
@@ -88,6 +91,7 @@ class Run:
         Raises:
             Interrupted: the user stopped it; everything is saved.
             Stalled: nothing moved for `run.stall_seconds`.
+            StationLost: a station died.
         """
         with self._interrupt.listening():
             try:
@@ -97,8 +101,13 @@ class Run:
                 self._evaluate_now()
                 self._saving.collect(wait=True)
                 self._cluster.finish()
-            except EntrostatError:
+            except EntrostatError as error:
                 self._saving.settle()
+                if isinstance(error, StationLost) and self._interrupt.asked:
+                    raise Interrupted(
+                        f"stopped, and nothing more could be saved: {error}; go on from what was saved before with: "
+                        f"entrostat train --resume {self._directory.path}"
+                    ) from error
                 raise
         return self._finish()
 
@@ -122,7 +131,7 @@ class Run:
             )
         )
         self._stop_if_asked()
-        if self._version.step == 0:
+        if self._version.step == 0 and not self._evaluated(0):
             # It shares the engine with the first samples; that actor keeps these weights until it has ended.
             self._begin_evaluation()
         self._last_step_ended = self._since = time.monotonic()
@@ -284,6 +293,7 @@ class Run:
             seconds=time.time() - self._began,
             first_step_seconds=self._first_step_seconds,
             actor_restarts=self._cluster.restarts,
+            restarts=self._restarts,
         )
         summaries.write(summary, self._directory.summary)
         return summary

@@ -36,7 +36,9 @@ class Discards:
 
 
 def run_frame(directory: Path, *, lease_seconds: float = 60.0, port: int = 0, law: LawSettings = FIXED) -> UInt8:
-    """The settings as they reach the controller."""
+    """The settings as they reach the controller, of a run directory in its first life."""
+    directory.mkdir(exist_ok=True)
+    (directory / "branch").write_text("0\n")
     return wire.encode(run_of(directory=str(directory), lease_seconds=lease_seconds, port=port, law=law))
 
 
@@ -209,6 +211,7 @@ def test_what_can_fail_fails_in_start_and_with_its_name(made: Made, tmp_path: Pa
         squatter = ControllerActor(taken)
         idle = ControllerActor(run_frame(tmp_path / "idle"))
         stranger = ControllerActor(other, 1, 0)
+        (tmp_path / "other/branch").write_text("1\n")
         state = await actor.checkpoint()
         with pytest.raises(ResourceError, match=r"monitor\.port"):
             await squatter.start(["easy"], Discards())
