@@ -1,8 +1,8 @@
 """`SimulatedEngine`: an engine without a model. The whole loop runs in seconds, the same way for the same seeds.
 
 It answers right with a probability that grows with the policy's version. Time is simulated by waiting: a step draws one
-token for every running sample and takes as long as that many tokens take at `tokens_per_second`, or `step_seconds` where
-that is longer. What a sleep was too long by is taken off the next one, so that steps keep their pace.
+token for every running sample and takes as long as that many tokens take at `tokens_per_second`, or `step_seconds`
+where that is longer. What a sleep was too long by is taken off the next one, so that steps keep their pace.
 """
 
 import time

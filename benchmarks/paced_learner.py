@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from types import ModuleType
 
 from entrostat import cli, learners
 from entrostat.learner import trainer
@@ -18,6 +19,12 @@ from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.messages import Group, TrainOrder
 
 VARIABLE = "ENTROSTAT_STEP_SECONDS"
+
+
+def stand_in(module: ModuleType, **stations: object) -> None:
+    """Gives the module other classes, or functions, under the names by which it uses its own."""
+    for name, station in stations.items():
+        setattr(module, name, station)
 
 
 class PacedTrainer(trainer.Trainer):
@@ -35,9 +42,11 @@ class PacedTrainer(trainer.Trainer):
 class PacedLearner(LearnerActor):
     """The learner's Ray actor with that trainer."""
 
+    made_by: type[trainer.Trainer] = PacedTrainer
+
     def start(self) -> UInt8:
         """Loads the policy and publishes it: a `WeightsManifest`."""
-        trainer.Trainer = PacedTrainer  # the actor imports it by this name, in a process of its own
+        stand_in(trainer, Trainer=self.made_by)  # the actor imports it by this name, in a process of its own
         return super().start()
 
 
@@ -45,5 +54,5 @@ if __name__ == "__main__":
     # Ray finds the class by its module's name, which is not that of the program.
     from benchmarks.paced_learner import PacedLearner as Importable
 
-    learners.LearnerActor = Importable
+    stand_in(learners, LearnerActor=Importable)
     sys.exit(cli.main())
