@@ -56,16 +56,19 @@ def main(given: Sequence[str] | None = None) -> int:
     """Measures what is missing, and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", action="append", choices=(*get_args(Part), TABLES), help="these alone")
+    parser.add_argument("--most", type=int, default=0, metavar="N", help="stop after so many new cells; 0: never")
     parser.add_argument("--quick", action="store_true", help="a small version, printed and not kept")
     chosen = parser.parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     plan = QUICK if chosen.quick else Plan()
     found: dict[str, Result] = {}
-    failures = 0
+    failures = new = 0
     for job in jobs(plan):
-        if chosen.part and job.part not in chosen.part:
+        missing = chosen.quick or not place(NAME, job.name, job.config, job.code).is_file()
+        if (chosen.part and job.part not in chosen.part) or not missing or 0 < chosen.most <= new:
             continue
         log.info("%s", job.name)
+        new += 1
         try:
             found[job.name] = job.compute() if chosen.quick else cell(NAME, job.name, job.config, job.code, job.compute)
         except RuntimeError as error:
