@@ -83,13 +83,12 @@ class Processes:
             for process in psutil.Process().children(recursive=True):
                 try:
                     used, now = process.cpu_times(), time.monotonic()
-                    if process.pid not in self.seen or self.seen[process.pid][0] == "others":
-                        words = " ".join(process.cmdline())
-                        earlier = self.seen.get(process.pid, ("", []))[1]
-                        self.seen[process.pid] = (part_of(words), earlier)
+                    name = part_of(" ".join(process.cmdline()))  # a worker of Ray's has another one later
                 except (psutil.NoSuchProcess, psutil.AccessDenied):
                     continue
-                self.seen[process.pid][1].append((now, used.user + used.system))
+                _, series = self.seen.get(process.pid, ("", []))
+                series.append((now, used.user + used.system))
+                self.seen[process.pid] = (name, series)
 
 
 def part_of(words: str) -> str:
