@@ -12,7 +12,8 @@ LEASE_SHARE = 0.1  # of lease_seconds: the longest silence, so that a lost pulse
 LONGEST_SECONDS = 0.25  # so that a new version is heard of soon
 HUNGRY_SECONDS = 0.05  # between two requests for leases when there were none
 FIRST_RETRY_SECONDS = 0.5
-FAILURES_UNTIL_LOST = 6  # in a row, with doubling pauses between
+LONGEST_RETRY_SECONDS = 4.0
+SECONDS_UNTIL_LOST = 300.0  # a controller that is restarted reads its journal first
 
 
 class Pulses:
@@ -26,7 +27,9 @@ class Pulses:
         self._reports: list[GroupReport] = []
         self._sent: int | None = None  # how many reports the pulse under way carries; None without one
         self._told: PolicyVersion | None = None  # in the last pulse sent
+        self._number = 0
         self._failures = 0
+        self._silent_since = 0.0
         self._next_at = 0.0
         self._hungry_at = 0.0
 
@@ -52,10 +55,12 @@ class Pulses:
         if self._sent is not None or not (news or now >= self._next_at):
             return False
         self._sent, self._told = len(self._reports), version
+        self._number += 1
         self._controller.send(
             Pulse(
                 slot=self._slot,
                 incarnation=self._incarnation,
+                number=self._number,
                 version=version,
                 room=room,
                 running=running,
@@ -92,11 +97,15 @@ class Pulses:
 
     def _retry_later(self, now: float, error: StationLost) -> None:
         self._sent = None
+        if not self._failures:
+            self._silent_since = now
         self._failures += 1
-        if self._failures == FAILURES_UNTIL_LOST:
+        silent = now - self._silent_since
+        if silent >= SECONDS_UNTIL_LOST:
             raise StationLost(
-                f"rollout actor {self._slot}: the controller did not answer {self._failures} times in a row; {error}"
+                f"rollout actor {self._slot}: the controller did not answer for {silent:.0f} s, {self._failures} times "
+                f"in a row; {error}"
             ) from error
-        pause = FIRST_RETRY_SECONDS * 2 ** (self._failures - 1)
+        pause = min(FIRST_RETRY_SECONDS * 2 ** min(self._failures - 1, 9), LONGEST_RETRY_SECONDS)
         log.warning("the controller did not answer (%s); again in %.1f s", error, pause)
         self._next_at = now + pause

@@ -149,7 +149,7 @@ class SimulatedEngine:
         return min(1.0, self._settings.skill + self._settings.learning * version.step)
 
     def _draw(self, request: SampleRequest, version: PolicyVersion) -> Samples:
-        random = np.random.default_rng([request.seed & 0xFFFF_FFFF_FFFF_FFFF, version.branch, version.step])
+        random = np.random.default_rng([request.seed & 0xFFFF_FFFF_FFFF_FFFF, version.step])
         pieces = [self._response(request, random, version) for _ in range(request.samples)]
         cut = [piece[: request.max_tokens] for piece in pieces]
         tokens = np.concatenate(cut)

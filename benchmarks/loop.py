@@ -72,6 +72,7 @@ class Stations:
         self._verdicts: list[tuple[object, Verdict]] = []
         self._stored: list[int] = []
         self._reply: PulseReply | None = None
+        self.manifest: WeightsManifest | None = None  # the newest
         self._turns = 0
 
     # As a controller.
@@ -84,7 +85,10 @@ class Stations:
             return
         for command in self.apply(Pulsed(pulse=message, at=self.clock())):
             if isinstance(command, Reply):
-                self._reply = command.reply
+                manifest = self.manifest if command.offer is not None else None
+                self._reply = PulseReply(
+                    leases=command.leases, ended=command.ended, manifest=manifest, fenced=command.fenced
+                )
 
     def receive(self) -> PulseReply | None:
         """The answer to the last pulse."""
@@ -231,7 +235,8 @@ class Loop:
         raise Stuck("the actor worked on and on, and no batch came of it")
 
     def _publish(self, manifest: WeightsManifest) -> None:
-        self._stations.apply(Published(manifest=manifest))
+        self._stations.manifest = manifest
+        self._stations.apply(Published(version=manifest.version, checksum=manifest.checksum))
 
     def _heard(self, report: StepReport) -> StepReport:
         """The report with the entropies of `lag − 1` orders before; the law hears of nothing until there are any."""

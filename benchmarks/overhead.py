@@ -36,6 +36,7 @@ RATE_GOAL, BYTES_GOAL, MEMORY_GOAL = 20_000, 2e9, 400e6
 PARTS = ("controller", "buffer", "actor", "learner", "driver", "Ray", "others")
 ALONE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("state_machine", {}),
+    ("journaled", {}),
     ("decoding", {}),
     ("prompts", {"prompts": 10_000_000}),
 )
@@ -114,9 +115,12 @@ def processor_table(found: Mapping[str, Result]) -> str:
 def alone_table(found: Mapping[str, Result]) -> str:
     """Each part beside its goal."""
     rows = []
-    if one := found.get("state_machine"):
-        rate = f"{one['reports'] / one['seconds']:,.0f} reports/s"
-        rows.append(["state machine, one core", f"≥ {RATE_GOAL:,} reports/s", rate])
+    for name, what, goal in (
+        ("state_machine", "state machine, one core", f"≥ {RATE_GOAL:,} reports/s"),
+        ("journaled", "the same with its journal", "–"),
+    ):
+        if one := found.get(name):
+            rows.append([what, goal, f"{one['reports'] / one['seconds']:,.0f} reports/s"])
     if one := found.get("decoding"):
         size = one["bytes"]
         for what, goal in (("decode", f"≥ {BYTES_GOAL / 1e9:g} GB/s"), ("encode", "–")):

@@ -6,25 +6,31 @@ python -m benchmarks.overhead_alone REQUEST.json RESULT.json
 import gc
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import psutil
 from msgspec.structs import replace
 
 from benchmarks.overhead_stations import TOKENS, made_samples
+from entrostat.controller.desk import Desk
 from entrostat.controller.events import Command, Event, Order, OrderRequested, Published, Pulsed, Reply, StepReported
+from entrostat.controller.journal import Folder
 from entrostat.controller.state import Controller
 from entrostat.protocol import wire
-from entrostat.protocol.messages import Group, GroupReport, Lease, Pulse, PulseReply, Rollout, Verdict
+from entrostat.protocol.messages import Group, GroupReport, Lease, Pulse, Rollout, Verdict
 from entrostat.protocol.settings import Stations
-from tests.made_messages import group_of, manifest, run_of, step_of, version
+from tests.made_messages import group_of, run_of, step_of, version
 
 BATCH, SAMPLES, ACTORS = 32, 16, 8
 REPORTS = 20_000
+PROMPTS = 10_000
+MOST_HELD = 12  # leases of an actor
 STEPS_OF_DECODING = 200
 LEVELS = ("3 terms", "4 terms", "5 terms")
 Result = dict[str, Any]
@@ -37,52 +43,90 @@ def settings(prompts_per_batch: int = BATCH) -> Stations:
     return replace(made, rollout=rollout, total_steps=1_000_000)
 
 
+class Machine(Protocol):
+    """The state machine, or the desk, which writes its journal."""
+
+    def apply(self, event: Event) -> tuple[Command, ...]:
+        """Takes an event in."""
+        ...
+
+
 class Clock:
     """Applies events, and counts the processor time of nothing else."""
 
-    def __init__(self, controller: Controller) -> None:
-        self._controller = controller
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
         self.seconds = 0.0
 
     def apply(self, event: Event) -> tuple[Command, ...]:
         """What the controller commands."""
         began = time.process_time()
-        commands = self._controller.apply(event)
+        commands = self._machine.apply(event)
         self.seconds += time.process_time() - began
         return commands
 
 
 def state_machine() -> Result:
-    """Reports a second, with all that goes with them: leases, renewals, orders and steps of the law.
+    """Reports a second of the state machine."""
+    return reports_of(Controller(settings(), levels_of(PROMPTS)))
+
+
+def journaled() -> Result:
+    """The same with its journal, on disk before each order leaves."""
+    with tempfile.TemporaryDirectory() as folder:
+        desk = Desk(settings(), levels_of(PROMPTS), Folder(Path(folder, "journal")), time.monotonic)
+        return reports_of(desk, desk.sync)
+
+
+def reports_of(machine: Machine, sync: Callable[[], None] | None = None) -> Result:
+    """Reports and the processor time they take, with all that goes with them: leases, renewals, orders and laws.
 
     Each of eight actors says in every pulse what it holds, reports two groups and asks for as many as it has room for;
     the learner asks after each pulse, as in the shell, where each change wakes it.
     """
-    clock = Clock(Controller(settings(), [LEVELS[i % 3] for i in range(10_000)]))
+    clock = Clock(machine)
     held: list[list[Lease]] = [[] for _ in range(ACTORS)]
-    reported = serves = pulses = orders = 0
-    at = 0.0
+    reported = serves = rounds = orders = 0
+    synced: list[float] = []
     while reported < REPORTS:
+        rounds += 1
         for slot in range(ACTORS):
-            at += 0.01
+            at = time.monotonic()
             done, held[slot] = held[slot][:2], held[slot][2:]
             reports = tuple(group_of(lease, slot=slot, correct=lease.prompt_id % (SAMPLES + 1)) for lease in done)
-            asked = pulse(slot, serves, 12 - len(held[slot]), tuple(lease.id for lease in held[slot]), reports)
-            (reply,) = [one.reply for one in clock.apply(Pulsed(pulse=asked, at=at)) if isinstance(one, Reply)]
-            assert isinstance(reply, PulseReply)
+            running = tuple(lease.id for lease in held[slot])
+            asked = pulse(slot, rounds, serves, MOST_HELD - len(running), running, reports)
+            (reply,) = [one for one in clock.apply(Pulsed(pulse=asked, at=at)) if isinstance(one, Reply)]
             held[slot] += reply.leases
-            reported, pulses = reported + len(reports), pulses + 1
+            reported += len(reports)
             order = next((one.order for one in clock.apply(OrderRequested(at=at)) if isinstance(one, Order)), None)
             if order is not None:
+                if sync is not None:
+                    synced.append(_timed(sync))
                 clock.apply(StepReported(report=step_of(order), at=at))
                 serves, orders = order.version.step + 1, orders + 1
-                clock.apply(Published(manifest=manifest(serves)))
-    return {"reports": reported, "seconds": clock.seconds, "pulses": pulses, "orders": orders}
+                clock.apply(Published(version=version(serves), checksum=0))
+    return {"reports": reported, "seconds": clock.seconds, "pulses": rounds * ACTORS, "orders": orders, "sync": synced}
 
 
-def pulse(slot: int, serves: int, room: int, running: tuple[int, ...], reports: tuple[GroupReport, ...]) -> Pulse:
+def pulse(
+    slot: int, number: int, serves: int, room: int, running: tuple[int, ...], reports: tuple[GroupReport, ...]
+) -> Pulse:
     """What an actor says."""
-    return Pulse(slot=slot, incarnation=1, version=version(serves), room=room, running=running, reports=reports)
+    return Pulse(
+        slot=slot,
+        incarnation=1,
+        number=number,
+        version=version(serves),
+        room=room,
+        running=running,
+        reports=reports,
+    )
+
+
+def levels_of(count: int) -> list[str]:
+    """Levels of so many prompts."""
+    return [LEVELS[i % len(LEVELS)] for i in range(count)]
 
 
 def decoding() -> Result:
@@ -91,7 +135,7 @@ def decoding() -> Result:
     seconds: dict[str, list[float]] = {"encode": [], "decode": []}
     for _ in range(STEPS_OF_DECODING):
         group = made_group()
-        seconds["encode"].append(_timed(lambda group=group: wire.encode(group)))  # type: ignore[misc]
+        seconds["encode"].append(_timed(partial(wire.encode, group)))
         seconds["decode"].append(_timed(lambda: wire.decode(frame, Group)))
     samples = wire.decode(frame, Group).rollout.samples
     shared = all(np.shares_memory(array, frame) for array in (samples.tokens, samples.logprobs))
@@ -115,13 +159,13 @@ def made_group() -> Group:
 
 def prompts(count: int) -> Result:
     """How much a controller of so many prompts adds to the process, after it has granted some leases. Bytes."""
-    levels = [LEVELS[i % 3] for i in range(count)]
+    levels = levels_of(count)
     gc.collect()
     process = psutil.Process()
     before = process.memory_info().rss
     began = time.perf_counter()
     controller = Controller(settings(), levels)
-    controller.apply(Pulsed(pulse=pulse(0, 0, BATCH, (), ()), at=0.0))
+    controller.apply(Pulsed(pulse=pulse(0, 1, 0, BATCH, (), ()), at=0.0))
     seconds = time.perf_counter() - began
     gc.collect()
     return {"prompts": count, "bytes": process.memory_info().rss - before, "seconds": seconds}
@@ -136,8 +180,13 @@ def _timed(call: Callable[[], object]) -> float:
 def main(source: str, target: str) -> None:
     """Makes what the request names."""
     asked = json.loads(Path(source).read_text())
-    made = {"state_machine": state_machine, "decoding": decoding, "prompts": lambda: prompts(asked["prompts"])}
-    Path(target).write_text(json.dumps(made[asked["part"]]()))
+    parts: dict[str, Callable[[], Result]] = {
+        "state_machine": state_machine,
+        "journaled": journaled,
+        "decoding": decoding,
+        "prompts": lambda: prompts(asked["prompts"]),
+    }
+    Path(target).write_text(json.dumps(parts[asked["part"]]()))
 
 
 if __name__ == "__main__":

@@ -203,12 +203,14 @@ class FewTokensTrainer(paced_learner.PacedTrainer):
         super().__init__(stations, *rest, **more)
         self._diary = Diary(stations.directory, "learner.jsonl")
 
-    def train(self, order: TrainOrder, groups: Sequence[Group], *, wait: float, fetch: float) -> StepOutcome:
+    def train(
+        self, order: TrainOrder, groups: Sequence[Group], *, wait: float, fetch: float, again: bool = False
+    ) -> StepOutcome:
         """An order's optimizer steps and the version they make."""
         leases = [group.rollout.lease.id for group in groups]
         self._diary.note("decoded", step=order.version.step, leases=leases, wait=wait, fetch=fetch)
         began = time.thread_time()
-        outcome = super().train(order, [cut(group) for group in groups], wait=wait, fetch=fetch)
+        outcome = super().train(order, [cut(group) for group in groups], wait=wait, fetch=fetch, again=again)
         self._diary.note("trained", step=order.version.step, work=time.thread_time() - began)
         return outcome
 

@@ -30,10 +30,10 @@ def stand_in(module: ModuleType, **stations: object) -> None:
 class PacedTrainer(trainer.Trainer):
     """A trainer whose steps last as long as the environment says; the wait counts as computing."""
 
-    def make(self, order: TrainOrder, groups: Sequence[Group]) -> trainer.Made:
+    def make(self, order: TrainOrder, groups: Sequence[Group], *, again: bool = False) -> trainer.Made:
         """An order's optimizer steps, not sooner than the time is up."""
         began = time.perf_counter()
-        made = super().make(order, groups)
+        made = super().make(order, groups, again=again)
         left = max(0.0, began + float(os.environ[VARIABLE]) - time.perf_counter())
         time.sleep(left)
         return replace(made, taken=replace(made.taken, gradient_seconds=made.taken.gradient_seconds + left))

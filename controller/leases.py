@@ -6,7 +6,10 @@
                        │         ├→ stale
                        │         └→ filtered               (waited to come along, but was not needed)
                        ├→ expired
+                       ├→ returned                         (by an actor that drains)
                        └→ filtered                         (without an advantage signal)
+
+What a rewound branch leaves under way ends as rewound.
 
 Staleness is bounded by construction. With B prompts a batch and S versions of staleness, an actor that serves step `v`
 is granted leases only while `trained + running + ready + ordered < (v − start + S + 1)·B`, all counted since the
@@ -28,21 +31,24 @@ from typing import Literal
 
 import msgspec
 
+from entrostat.controller.batches import choose, worth_waiting
 from entrostat.controller.coefficient import gives_bonus
-from entrostat.controller.prompts import PromptOrder, PromptPosition
+from entrostat.controller.places import FixedPlaces
+from entrostat.controller.prompts import PromptOrder
 from entrostat.controller.sieve import Sieve
 from entrostat.controller.signals import silent
+from entrostat.controller.snapshot import BookState, RunningLease
 from entrostat.protocol.messages import GroupReport, Lease, LeaseCounts, PolicyVersion
 from entrostat.protocol.settings import Stations
 
 log = logging.getLogger(__name__)
 
-BRANCH_SHIFT = 40  # a lease's id is its branch and its number, so that no id means two leases
+BRANCH_SHIFT = 40  # a lease's id is its branch, the controller's life and its number, so that no id means two leases
+TERM_SHIFT = 32
 SEED_BYTES = 6
 TYPICAL_SHARE = 0.05  # of a new duration in the decayed mean: about the last twenty groups
-PATIENCE = 2.0  # in typical durations, from the grant
 
-Outcome = Literal["trained", "expired", "stale", "lost"]  # of leases that held a place
+Outcome = Literal["trained", "expired", "returned", "stale", "lost"]  # of leases that held a place
 Holder = tuple[int, int]  # slot, incarnation
 
 
@@ -53,6 +59,8 @@ class Running(msgspec.Struct):
     holder: Holder
     granted: float  # seconds on the events' clock
     deadline: float
+    place: int
+    pulse: int  # number of the pulse that was answered with it
 
 
 class LeaseRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +74,8 @@ class LeaseRules(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     left_out: int = 0  # at most so many groups without a signal for one order; 0: no filter
     kept: int = 0  # of all-wrong groups that are left out, for their bonus
+    fixed: bool = False  # a deterministic run's places
+    every: int = 1  # steps between checkpoints
 
 
 def lease_rules(settings: Stations) -> LeaseRules:
@@ -80,6 +90,8 @@ def lease_rules(settings: Stations) -> LeaseRules:
         seed=settings.seed,
         left_out=0 if batch.filter == "none" else int((batch.refill - 1.0) * batch.prompts),
         kept=batch.prompts // 2 if bonus and settings.entropy.weight.all_wrong_share > 0.0 else 0,
+        fixed=settings.deterministic,
+        every=settings.checkpoint_every,
     )
 
 
@@ -91,74 +103,89 @@ class LeaseBook:
         prompts: where the next prompt comes from.
         branch: of every version this book accepts.
         start: the branch's first step.
-        counts: those of the run so far; leases that had not ended count as rewound.
-        next_number: of the next lease.
     """
 
-    def __init__(
-        self,
-        rules: LeaseRules,
-        prompts: PromptOrder,
-        *,
-        branch: int,
-        start: int,
-        counts: LeaseCounts | None = None,
-        next_number: int = 0,
-    ) -> None:
-        before = counts or LeaseCounts()
+    def __init__(self, rules: LeaseRules, prompts: PromptOrder, *, branch: int, start: int) -> None:
         self._rules = rules
         self._prompts = prompts
-        self._branch = branch
-        self._start = start
-        self._number = next_number
-        self._granted = before.granted
-        self._ended: dict[Outcome, int] = {
-            "trained": before.trained,
-            "expired": before.expired,
-            "stale": before.stale,
-            "lost": before.lost,
-        }
-        self._rewound = before.rewound + before.running + before.ready + before.ordered
+        self._branch, self._start = branch, start
+        self._term = 0
+        self._number = 0
+        self._granted = 0
+        self._ended: dict[Outcome, int] = {"trained": 0, "expired": 0, "returned": 0, "stale": 0, "lost": 0}
+        self._rewound = 0
         self._consumed = 0  # groups trained in this branch
         self._running: dict[int, Running] = {}
         self._ready: dict[int, GroupReport] = {}
         self._ordered: dict[int, GroupReport] = {}
         self._along: set[int] = set()  # ordered leases without a place
         self._sieve = Sieve(most=rules.left_out, kept=rules.kept)
-        self._filtered = before.filtered  # before this branch
+        self._filtered = 0  # before this branch
         self._busy: Counter[int] = Counter()  # prompts of running and ready groups
+        self._pulse = 0  # number of the pulse that is being answered
         self._typical_seconds = 0.0  # from a grant to its report, a decayed mean
+        self._fixed: FixedPlaces | None = None
+        self._places: dict[int, int] = {}  # lease → place, of ready and ordered groups with fixed places
+        if rules.fixed:
+            self._fixed = FixedPlaces(
+                batch=rules.batch, max_staleness=rules.max_staleness, every=rules.every, prompts=prompts, start=start
+            )
 
     # ── granting ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def grant(
-        self, holder: Holder, *, room: int, serves: PolicyVersion, newest: PolicyVersion, at: float
+        self, holder: Holder, *, room: int, serves: PolicyVersion, newest: PolicyVersion, at: float, pulse: int = 0
     ) -> tuple[Lease, ...]:
         """At most `room` new leases for an actor that serves `serves`; none while it is on another branch."""
+        self._pulse = pulse
         if serves.branch != self._branch:
             return ()
+        if self._fixed is not None:
+            return self._grant_fixed(self._fixed, holder, room, serves, at)
         served = min(serves.step, newest.step)
         steps = min(served + self._rules.max_staleness + 1, self._rules.last_step) - self._start
         count = min(room, steps * self._rules.batch - self._filled() - len(self._running))
         version = PolicyVersion(branch=self._branch, step=served)
-        return tuple(self._grant_one(holder, version, at) for _ in range(count))
+        prompts = (self._prompts.take(self._busy, len(self._busy)) for _ in range(count))
+        return tuple(self._grant_one(holder, version, at, prompt, self._number) for prompt in prompts)
 
-    def _grant_one(self, holder: Holder, version: PolicyVersion, at: float) -> Lease:
-        prompt = self._prompts.take(self._busy, len(self._busy))
+    def _grant_fixed(
+        self, places: FixedPlaces, holder: Holder, room: int, serves: PolicyVersion, at: float
+    ) -> tuple[Lease, ...]:
+        granted: list[Lease] = []
+        end = self._rules.last_step * self._rules.batch
+        while len(granted) < room and places.first() < end and places.step_of(places.first()) == serves.step:
+            place = places.take()
+            granted.append(self._grant_one(holder, serves, at, places.prompt_of(place), place))
+        return tuple(granted)
+
+    def _grant_one(self, holder: Holder, version: PolicyVersion, at: float, prompt: int, place: int) -> Lease:
         number = self._number
         self._number += 1
         self._granted += 1
         lease = Lease(
-            id=(self._branch << BRANCH_SHIFT) + number,
+            id=(self._branch << BRANCH_SHIFT) + (self._term << TERM_SHIFT) + number,
             prompt_id=prompt,
             samples=self._rules.samples,
             version=version,
-            seed=derived_seed(self._rules.seed, "lease", number),
+            seed=derived_seed(self._rules.seed, "lease", place),
             deadline_seconds=self._rules.lease_seconds,
         )
-        self._running[lease.id] = Running(lease, holder, at, at + self._rules.lease_seconds)
+        self._running[lease.id] = Running(lease, holder, at, at + self._rules.lease_seconds, place, self._pulse)
         self._busy[prompt] += 1
         return lease
+
+    def offer(self, holder: Holder, newest: PolicyVersion) -> PolicyVersion:
+        """The version an actor should serve: the newest, but with fixed places the one that is sampled next."""
+        if self._fixed is None:
+            return newest
+        mine = [running.lease.version for running in self._running.values() if running.holder == holder]
+        if mine:
+            return min(mine)
+        place = self._fixed.first()
+        if place >= self._rules.last_step * self._rules.batch:
+            return newest
+        return PolicyVersion(branch=self._branch, step=min(self._fixed.step_of(place), newest.step))
 
     def renew(self, holder: Holder, leases: Iterable[int], at: float) -> tuple[int, ...]:
         """Moves the deadlines of the holder's running leases; returns those of `leases` that ended without it."""
@@ -171,18 +198,41 @@ class LeaseBook:
                 gone.append(lease)
         return tuple(gone)
 
+    def renew_all(self, at: float, term: int) -> None:
+        """Another process keeps the book from now on: actors get a whole deadline's time to find it."""
+        self._term = term
+        for running in self._running.values():
+            running.deadline = at + self._rules.lease_seconds
+
     # ── ending ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def expire(self, at: float) -> tuple[int, ...]:
         """Ends the running leases whose deadline has passed; returns their ids."""
-        return self._expire([lease for lease, running in self._running.items() if running.deadline <= at])
+        return self._stop([lease for lease, running in self._running.items() if running.deadline <= at], "expired")
 
     def evict(self, slot: int) -> tuple[int, ...]:
         """Ends all running leases of a slot, whose actor lives no more; returns their ids."""
-        return self._expire([lease for lease, running in self._running.items() if running.holder[0] == slot])
+        held = [lease for lease, running in self._running.items() if running.holder[0] == slot]
+        return self._stop(held, "expired")
 
-    def _expire(self, leases: list[int]) -> tuple[int, ...]:
-        self._end([self._running.pop(lease).lease.prompt_id for lease in leases], "expired")
+    def end_unheard(self, holder: Holder, running: Iterable[int], pulse: int) -> tuple[int, ...]:
+        """Ends the holder's leases that it never heard of; returns their ids.
+
+        A pulse is sent after the reply to the one before: what was granted there and is not `running` now was in a
+        reply that got lost.
+        """
+        known = set(running)
+        held = ((lease, one) for lease, one in self._running.items() if one.holder == holder)
+        return self._stop([lease for lease, one in held if 0 < one.pulse < pulse and lease not in known], "expired")
+
+    def take_back(self, holder: Holder, leases: Iterable[int]) -> tuple[int, ...]:
+        """Ends those of the holder's running leases that it hands back; returns their ids."""
+        held = [lease for lease in leases if lease in self._running and self._running[lease].holder == holder]
+        return self._stop(held, "returned")
+
+    def _stop(self, leases: list[int], outcome: Outcome) -> tuple[int, ...]:
+        stopped = [self._running.pop(lease) for lease in leases]
+        self._end([(running.lease.prompt_id, running.place) for running in stopped], outcome)
         return tuple(leases)
 
     def accept(self, report: GroupReport, at: float) -> bool:
@@ -193,11 +243,14 @@ class LeaseBook:
             or running.holder != (report.slot, report.incarnation)
             or running.lease.prompt_id != report.prompt_id
             or report.started.branch != self._branch
+            or (self._fixed is not None and report.started != running.lease.version)
         ):
             return False
         del self._running[report.lease_id]
         share = TYPICAL_SHARE if self._typical_seconds else 1.0
         self._typical_seconds += share * (at - running.granted - self._typical_seconds)
+        if self._fixed is not None:
+            self._places[report.lease_id] = running.place
         if self._sieve.leaves_out(report, self._filled() // self._rules.batch):
             self._free(report.prompt_id)
         else:
@@ -212,6 +265,10 @@ class LeaseBook:
         """Whether the lease's group may yet be trained or is being sampled, so that the buffer must keep it."""
         return any(lease in leases for leases in (self._running, self._ready, self._ordered, self._sieve.waiting))
 
+    def held(self) -> list[int]:
+        """All leases that `holds` is true of."""
+        return [*self._running, *self._ready, *self._ordered, *self._sieve.waiting]
+
     def _filled(self) -> int:
         """Places of batches taken by finished groups since the branch's start."""
         return self._consumed + len(self._ready) + len(self._ordered) - len(self._along)
@@ -221,51 +278,46 @@ class LeaseBook:
         oldest = step - self._rules.max_staleness
         self._sieve.drop_older(oldest)
         stale = [lease for lease, report in self._ready.items() if report.started.step < oldest]
-        self._end([self._ready.pop(lease).prompt_id for lease in stale], "stale")
+        self._end([(self._ready.pop(lease).prompt_id, self._places.pop(lease, 0)) for lease in stale], "stale")
         return tuple(stale)
 
     # ── ordering ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def order(self, at: float, *, along: bool = False) -> tuple[GroupReport, ...]:
-        """Takes a batch of ready groups, oldest start first, then by lease; `()` while there are too few.
+    def order(self, step: int, at: float, *, along: bool = False) -> tuple[GroupReport, ...]:
+        """Takes the batch of the order of `step` out of the ready groups; `()` while there is none to make.
 
         After the batch come the all-wrong groups that were kept, with `along` and where the batch has any signal;
         otherwise they are filtered.
-
-        Groups of short responses are done first: a batch of whatever is ready would be an easy one, and the next a hard
-        one. So it waits for older leases that are under way, but for none that takes twice as long as is typical: its
-        actor may be dead.
-
-        Two groups of one prompt share a batch only where there are not enough others.
         """
-        if len(self._ready) < self._rules.batch:
-            return ()
-        queue = sorted(self._ready.values(), key=lambda report: (report.started.step, report.lease_id))
-        first: dict[int, GroupReport] = {}
-        again: list[GroupReport] = []
-        for report in queue:
-            if report.prompt_id in first:
-                again.append(report)
-            else:
-                first[report.prompt_id] = report
-        chosen = tuple([*first.values(), *again][: self._rules.batch])
-        newest = max(report.lease_id for report in chosen)
-        patience = PATIENCE * self._typical_seconds
-        if any(id < newest and at - running.granted < patience for id, running in self._running.items()):
-            return ()
+        chosen = self._batch(at) if self._fixed is None else self._fixed_batch(self._fixed, step)
         for report in chosen:
             self._ordered[report.lease_id] = self._ready.pop(report.lease_id)
             self._free(report.prompt_id)
+        if not chosen:
+            return ()
         extra = self._sieve.hand_over(wanted=along and not all(silent(report) for report in chosen))
         self._ordered |= extra
         self._along = set(extra)
         return (*chosen, *extra.values())
+
+    def _batch(self, at: float) -> tuple[GroupReport, ...]:
+        if len(self._ready) < self._rules.batch:
+            return ()
+        chosen = choose(self._ready.values(), self._rules.batch)
+        running = ((lease, running.granted) for lease, running in self._running.items())
+        return () if worth_waiting(chosen, running, at=at, typical_seconds=self._typical_seconds) else chosen
+
+    def _fixed_batch(self, places: FixedPlaces, step: int) -> tuple[GroupReport, ...]:
+        ready = {self._places[lease]: report for lease, report in self._ready.items()}
+        return tuple(ready[place] for place in places.batch_of(step, ready))
 
     def train(self) -> tuple[int, ...]:
         """Ends the ordered leases as trained; returns them."""
         leases = tuple(self._ordered)
         self._ended["trained"] += len(leases)
         self._consumed += len(leases) - len(self._along)
+        for lease in leases:
+            self._places.pop(lease, None)
         self._ordered.clear()
         self._along.clear()
         self._sieve.forget_before(self._consumed // self._rules.batch)
@@ -273,7 +325,11 @@ class LeaseBook:
 
     def give_up(self, missing: Iterable[int]) -> None:
         """Takes the order back: `missing` groups are lost, the others ready again."""
-        lost = [self._ordered.pop(lease).prompt_id for lease in missing if lease in self._ordered]
+        lost = [
+            (self._ordered.pop(lease).prompt_id, self._places.pop(lease, 0))
+            for lease in missing
+            if lease in self._ordered
+        ]
         self._end(lost, "lost")
         along = {lease: report for lease, report in self._ordered.items() if lease in self._along}
         for lease, report in self._ordered.items():
@@ -285,11 +341,6 @@ class LeaseBook:
         self._along.clear()
 
     # ── looking ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def next_number(self) -> int:
-        """Of the next lease."""
-        return self._number
 
     def counts(self) -> LeaseCounts:
         """How many leases were granted since the run began, and where each of them is."""
@@ -303,22 +354,81 @@ class LeaseBook:
             **self._ended,
         )
 
-    def position(self) -> PromptPosition:
-        """Where the prompts' order stands, those of unfinished leases put back."""
-        running = (running.lease.prompt_id for running in self._running.values())
-        waiting = (
-            report.prompt_id
-            for report in (*self._ordered.values(), *self._ready.values(), *self._sieve.waiting.values())
+    def state(self) -> BookState:
+        """All it knows but the prompts' order."""
+        return BookState(
+            start=self._start,
+            counts=self.counts(),
+            number=self._number,
+            consumed=self._consumed,
+            typical_seconds=self._typical_seconds,
+            running=tuple(
+                RunningLease(
+                    lease=running.lease,
+                    slot=running.holder[0],
+                    incarnation=running.holder[1],
+                    granted=running.granted,
+                    deadline=running.deadline,
+                    place=running.place,
+                    pulse=running.pulse,
+                )
+                for running in self._running.values()
+            ),
+            ready=tuple(self._ready.values()),
+            ordered=tuple(self._ordered.values()),
+            along=tuple(sorted(self._along)),
+            sieve=self._sieve.state(),
+            next_place=self._fixed.next if self._fixed else 0,
+            again=tuple(self._fixed.again) if self._fixed else (),
+            places=tuple(self._places.items()),
         )
-        return self._prompts.position((*waiting, *running))
 
-    def _end(self, prompts: list[int], outcome: Outcome) -> None:
-        for prompt in prompts:
+    def restore(self, state: BookState, term: int) -> None:
+        """Goes on from a state of the same branch."""
+        self._term, self._number = term, state.number
+        self._take_counts(state.counts)
+        self._filtered = state.counts.filtered - state.sieve.count
+        self._consumed, self._typical_seconds = state.consumed, state.typical_seconds
+        for one in state.running:
+            holder = (one.slot, one.incarnation)
+            self._running[one.lease.id] = Running(one.lease, holder, one.granted, one.deadline, one.place, one.pulse)
+            self._busy[one.lease.prompt_id] += 1
+        self._ready = {report.lease_id: report for report in state.ready}
+        self._busy.update(report.prompt_id for report in state.ready)
+        self._ordered = {report.lease_id: report for report in state.ordered}
+        self._along = set(state.along)
+        self._sieve.restore(state.sieve)
+        self._places = dict(state.places)
+        if self._fixed is not None:
+            self._fixed.next, self._fixed.again = state.next_place, list(state.again)
+
+    def begin_anew(self, state: BookState) -> None:
+        """A later branch: what was under way in an earlier one's state counts as rewound, its prompts come first."""
+        before = state.counts
+        self._number = state.number
+        self._take_counts(before)
+        self._filtered = before.filtered
+        self._rewound += before.running + before.ready + before.ordered
+        running = (one.lease.prompt_id for one in state.running)
+        waiting = (report.prompt_id for report in (*state.ordered, *state.ready, *state.sieve.waiting))
+        self._prompts.unbind((*waiting, *running))
+
+    def _take_counts(self, counts: LeaseCounts) -> None:
+        self._granted, self._rewound = counts.granted, counts.rewound
+        self._ended = {outcome: getattr(counts, outcome) for outcome in self._ended}
+
+    def _end(self, ended: list[tuple[int, int]], outcome: Outcome) -> None:
+        """Ends leases of these prompts and places without their groups."""
+        for prompt, place in ended:
             if outcome != "lost":  # an ordered group's prompt is free already
                 self._free(prompt)
-            self._prompts.put_back((prompt,))
-        self._ended[outcome] += len(prompts)
-        if prompts:
+            if self._fixed is not None:
+                self._fixed.give_back(place)
+            else:
+                self._prompts.put_back((prompt,))
+        self._ended[outcome] += len(ended)
+        if ended:
+            prompts = [prompt for prompt, _ in ended]
             log.warning("%d leases ended as %s; their prompts are leased again: %s", len(prompts), outcome, prompts)
 
     def _free(self, prompt: int) -> None:

@@ -16,6 +16,7 @@ class PromptPosition(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     index: int  # prompts of the epoch already taken
     returned: Int32  # [n] prompt ids to be leased before the epoch goes on
+    held: Int32  # [n] busy when their turn came, and still so
 
 
 class PromptOrder:
@@ -43,7 +44,8 @@ class PromptOrder:
         self._index = 0
         self._returned: deque[int] = deque()
         self._held: dict[int, None] = {}  # busy when its turn came; in the order in which that was
-        self._permutation = self._permute()
+        self._permutation = self._permute(0)
+        self._epochs: dict[int, Int32] = {}  # permutations that `at` was asked for
 
     def take(self, busy: Container[int], busy_count: int) -> int:
         """The next prompt; one in `busy` (of `busy_count` different ones) only when all are."""
@@ -70,10 +72,24 @@ class PromptOrder:
             del self._held[prompt]
             self._returned.append(prompt)
 
-    def position(self, outstanding: Iterable[int]) -> PromptPosition:
-        """Where the order stands, prompts of `outstanding` leases put back."""
-        owed = dict.fromkeys((*outstanding, *self._returned, *self._held))
-        return PromptPosition(epoch=self._epoch, index=self._index, returned=np.array(list(owed), dtype=np.int32))
+    def at(self, place: int) -> int:
+        """The prompt in a place of the endless sequence of epochs."""
+        epoch, index = divmod(place, self._prompts)
+        if epoch not in self._epochs:
+            # A place that is taken again may belong to the epoch before.
+            self._epochs = {known: order for known, order in self._epochs.items() if known >= epoch - 1}
+            self._epochs[epoch] = self._permute(epoch)
+        return int(self._epochs[epoch][index])
+
+    def position(self) -> PromptPosition:
+        """Where the order stands."""
+        returned, held = (np.array(list(prompts), dtype=np.int32) for prompts in (self._returned, self._held))
+        return PromptPosition(epoch=self._epoch, index=self._index, returned=returned, held=held)
+
+    def unbind(self, outstanding: Iterable[int]) -> None:
+        """Nothing is busy any more: prompts of `outstanding` leases come first, then those put back and held."""
+        self._returned = deque(dict.fromkeys((*outstanding, *self._returned, *self._held)))
+        self._held = {}
 
     def restore(self, position: PromptPosition) -> None:
         """Goes on from a position.
@@ -81,27 +97,28 @@ class PromptOrder:
         Raises:
             CheckpointDamaged: it belongs to a run with fewer or more prompts.
         """
-        if position.index > self._prompts or np.any(position.returned >= self._prompts):
+        known = (*position.returned.tolist(), *position.held.tolist())
+        if position.index > self._prompts or any(prompt >= self._prompts for prompt in known):
             raise CheckpointDamaged(
                 f"the controller's snapshot speaks of prompts the run does not have (it has {self._prompts}): "
                 "resume with the tasks the run was started with"
             )
         self._epoch, self._index = position.epoch, position.index
-        self._returned = deque(int(prompt) for prompt in position.returned)
-        self._held = {}
-        self._permutation = self._permute()
+        self._returned = deque(position.returned.tolist())
+        self._held = dict.fromkeys(position.held.tolist())
+        self._permutation = self._permute(self._epoch)
 
     def _advance(self) -> int:
         if self._index == self._prompts:
             self._epoch, self._index = self._epoch + 1, 0
-            self._permutation = self._permute()
+            self._permutation = self._permute(self._epoch)
         self._index += 1
         return int(self._permutation[self._index - 1])
 
-    def _permute(self) -> Int32:
+    def _permute(self, epoch: int) -> Int32:
         if not self._shuffle:
             return np.arange(self._prompts, dtype=np.int32)
-        generator = np.random.default_rng([self._seed, self._epoch])
+        generator = np.random.default_rng([self._seed, epoch])
         permutation = np.arange(self._prompts, dtype=np.int32)
         generator.shuffle(permutation)
         # The i-th of a level's n prompts stands somewhere in the i-th n-th of the epoch.

@@ -8,6 +8,7 @@ from entrostat.controller.coefficient import Reading
 from entrostat.controller.difficulty import DifficultyTable
 from entrostat.controller.orders import acting_share, make_order
 from entrostat.controller.signals import silent
+from entrostat.controller.snapshot import RoundState
 from entrostat.controller.summary import OrderSummary, summarise
 from entrostat.controller.thermometer import completed_tokens
 from entrostat.protocol.messages import GroupReport, PolicyVersion, TrainOrder
@@ -22,15 +23,12 @@ class Rounds:
     Args:
         settings: of the run.
         difficulty: of its prompts.
-        filled_up: groups of earlier branches that were trained without a signal …
-        filled_orders: … and the orders that held them.
     """
 
-    def __init__(
-        self, settings: Stations, difficulty: DifficultyTable, *, filled_up: int = 0, filled_orders: int = 0
-    ) -> None:
+    def __init__(self, settings: Stations, difficulty: DifficultyTable) -> None:
         self._settings, self._difficulty = settings, difficulty
-        self.filled_up, self.filled_orders = filled_up, filled_orders
+        self.filled_up = 0  # groups that were trained without a signal …
+        self.filled_orders = 0  # … and the orders that held them
         self.order: TrainOrder | None = None  # under way
         ages = settings.rollout.max_staleness + 1
         self.summary = OrderSummary(staleness=(0,) * ages, actor_ages=(nan,) * ages)  # of the last order
@@ -66,6 +64,31 @@ class Rounds:
     def give_up(self) -> None:
         """The order won't be trained; what was left out for it counts in the next one's summary."""
         self.order = None
+
+    def state(self) -> RoundState:
+        """All it knows."""
+        return RoundState(
+            order=self.order,
+            summary=self.summary,
+            completed=tuple(self.completed.items()),
+            share=self.share,
+            silent=self._silent,
+            left_out=tuple(self._left_out),
+            told=self._told,
+            filled_up=self.filled_up,
+            filled_orders=self.filled_orders,
+        )
+
+    def restore(self, state: RoundState) -> None:
+        """Goes on from a state."""
+        self.order, self.summary, self.share = state.order, state.summary, state.share
+        self.completed = dict(state.completed)
+        self._silent, self._left_out, self._told = state.silent, list(state.left_out), state.told
+        self.filled_up, self.filled_orders = state.filled_up, state.filled_orders
+
+    def begin_anew(self, state: RoundState) -> None:
+        """A later branch: what was under way is void, what was counted stays."""
+        self.filled_up, self.filled_orders = state.filled_up, state.filled_orders
 
     def _count_fillers(self) -> None:
         """Counts groups without a signal in a batch that was trained in spite of a filter; says so now and then."""

@@ -3,6 +3,7 @@
 from collections import Counter
 
 from entrostat.controller.signals import all_wrong, silent
+from entrostat.controller.snapshot import SieveState
 from entrostat.protocol.messages import GroupReport
 
 
@@ -66,6 +67,22 @@ class Sieve:
         """The groups that were filtered since this was asked last."""
         filtered, self._filtered = tuple(self._filtered), []
         return filtered
+
+    def state(self) -> SieveState:
+        """All it knows."""
+        return SieveState(
+            left_out=tuple(self._left_out.items()),
+            waiting=tuple(self._waiting.values()),
+            filtered=tuple(self._filtered),
+            count=self.count,
+        )
+
+    def restore(self, state: SieveState) -> None:
+        """Goes on from a state."""
+        self._left_out = Counter(dict(state.left_out))
+        self._waiting = {report.lease_id: report for report in state.waiting}
+        self._filtered = list(state.filtered)
+        self.count = state.count
 
     def _make_room(self) -> None:
         self._filter(list(self._waiting)[: max(len(self._waiting) - self._room, 0)])

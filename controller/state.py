@@ -4,12 +4,13 @@ No clock, no input, no output but the log, no randomness that does not follow fr
 the same commands, so that recovery is replay and a bug report is a list of events.
 """
 
+import logging
 from collections.abc import Sequence
 
 import msgspec
 
-from entrostat.controller.coefficient import LawState, Reading
-from entrostat.controller.difficulty import DifficultySnapshot, DifficultyTable
+from entrostat.controller.coefficient import Reading
+from entrostat.controller.difficulty import DifficultyTable
 from entrostat.controller.events import (
     Command,
     Discard,
@@ -20,14 +21,20 @@ from entrostat.controller.events import (
     Published,
     Pulsed,
     Reply,
+    Restarted,
+    Rewound,
+    Scaled,
+    Snapshot,
+    Snapshotted,
     StepReported,
     Ticked,
 )
 from entrostat.controller.leases import LeaseBook, lease_rules
-from entrostat.controller.prompts import PromptOrder, PromptPosition
+from entrostat.controller.prompts import PromptOrder
 from entrostat.controller.rounds import Rounds
+from entrostat.controller.snapshot import ActorState, ControllerState
 from entrostat.controller.steering import Steering
-from entrostat.controller.thermometer import AnchorMix
+from entrostat.protocol import wire
 from entrostat.protocol.errors import CheckpointDamaged, TaskError
 from entrostat.protocol.messages import (
     ControllerView,
@@ -36,27 +43,11 @@ from entrostat.protocol.messages import (
     LeaseCounts,
     PolicyVersion,
     Pulse,
-    PulseReply,
     StepReport,
-    WeightsManifest,
 )
 from entrostat.protocol.settings import Stations
 
-
-class ControllerSnapshot(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """controller → checkpoint → controller. All that can't be computed again; leases under way count as put back."""
-
-    version: PolicyVersion
-    law: LawState
-    mix: AnchorMix
-    difficulty: DifficultySnapshot
-    position: PromptPosition
-    next_lease: int
-    counts: LeaseCounts
-    late_reports: int
-    fenced_pulses: int
-    filled_up: int
-    filled_orders: int
+log = logging.getLogger(__name__)
 
 
 class Actor(msgspec.Struct):
@@ -64,88 +55,85 @@ class Actor(msgspec.Struct):
 
     incarnation: int
     seen: float  # seconds, the last pulse
+    judging: int
+    number: int  # of its last pulse
 
 
 class Controller:
-    """Leases, difficulty, coefficient and orders of one branch.
+    """Leases, difficulty, coefficient and orders of a run, one branch after the other.
 
     Args:
         settings: of the run.
         levels: `[prompts]` the level of each training prompt.
-        branch: of all versions from now on.
-        step: the branch starts from these weights.
-        snapshot: what an earlier branch knew at that step.
+        state: to go on from, all of it; None begins branch 0 at step 0.
 
     Raises:
         TaskError: there are no prompts.
-        CheckpointDamaged: the snapshot belongs to another step, to other prompts, or to a branch not before this one.
+        CheckpointDamaged: the state belongs to other prompts, or to another law.
     """
 
-    def __init__(
-        self,
-        settings: Stations,
-        levels: Sequence[str],
-        branch: int = 0,
-        step: int = 0,
-        snapshot: ControllerSnapshot | None = None,
-    ) -> None:
+    def __init__(self, settings: Stations, levels: Sequence[str], state: ControllerState | None = None) -> None:
         if not levels:
             raise TaskError("the controller was given no prompts; expected at least one training prompt")
-        self._settings = settings
-        self._version = PolicyVersion(branch=branch, step=step)
-        self.steering = Steering(settings.entropy, momentum=_momentum(settings))
-        self._difficulty = DifficultyTable(levels, settings.entropy.weight)
-        prompts = PromptOrder(
-            len(levels), settings.seed, shuffle=settings.batch.shuffle, levels=self._difficulty.level_numbers
-        )
-        if snapshot is not None:
-            self._restore(snapshot, prompts)
-        self._book = LeaseBook(
-            lease_rules(settings),
-            prompts,
-            branch=branch,
-            start=step,
-            counts=snapshot.counts if snapshot else None,
-            next_number=snapshot.next_lease if snapshot else 0,
-        )
-        self._late_reports = snapshot.late_reports if snapshot else 0
-        self._fenced_pulses = snapshot.fenced_pulses if snapshot else 0
-        self._newest = self._version  # that actors may serve
-        self._manifest: WeightsManifest | None = None
-        self._actors: dict[int, Actor] = {}
+        self._settings, self._level_names = settings, levels
+        self._late_reports = self._fenced_pulses = 0
+        self._wanted_actors = settings.rollout.actors
         self._now = 0.0
-        self._round = Rounds(
-            settings,
-            self._difficulty,
-            filled_up=snapshot.filled_up if snapshot else 0,
-            filled_orders=snapshot.filled_orders if snapshot else 0,
-        )
+        self._term = 0
+        self._version: PolicyVersion
+        self._newest: PolicyVersion
+        if state is None:
+            self._begin(PolicyVersion(branch=0, step=0))
+        else:
+            self._begin(state.version, state.book.start)
+            self._restore(state)
 
     def apply(self, event: Event) -> tuple[Command, ...]:
         """Takes an event in; returns what is to be done about it, in order."""
+        if isinstance(event, Published | Scaled | Snapshotted):
+            return self._timeless(event)
+        self._now = max(self._now, event.at)
         match event:
             case Pulsed():
-                self._now = max(self._now, event.at)
                 return self._pulsed(event.pulse)
             case Ticked():
-                self._now = max(self._now, event.at)
                 return _discard(self._book.expire(self._now))
             case OrderRequested():
-                self._now = max(self._now, event.at)
                 return self._order_requested()
             case StepReported():
-                self._now = max(self._now, event.at)
                 return self._step_reported(event.report)
-            case Published():
-                return self._published(event.manifest)
             case Missing():
-                self._now = max(self._now, event.at)
                 return self._missing(event.missing)
+            case Rewound():
+                return self._rewound(event)
+            case Restarted():
+                return self._restarted(event.term)
+
+    def _timeless(self, event: Published | Scaled | Snapshotted) -> tuple[Command, ...]:
+        match event:
+            case Published():
+                if event.version.branch == self._version.branch and event.version > self._newest:
+                    self._newest = event.version
+            case Scaled():
+                self._wanted_actors = event.actors
+            case Snapshotted():
+                return (Snapshot(version=self._version, digest=wire.digest(wire.encode(self.state()))),)
+        return ()
 
     @property
     def version(self) -> PolicyVersion:
         """What the next order starts from."""
         return self._version
+
+    @property
+    def held(self) -> list[int]:
+        """Leases whose groups may yet be trained, or are being sampled."""
+        return self._book.held()
+
+    @property
+    def now(self) -> float:
+        """Seconds on the events' clock."""
+        return self._now
 
     @property
     def reading(self) -> Reading:
@@ -175,8 +163,17 @@ class Controller:
     @property
     def actors(self) -> int:
         """Rollout actors heard from within the last lease's deadline."""
-        since = self._now - self._settings.rollout.lease_seconds
-        return sum(actor.seen >= since for actor in self._actors.values())
+        return len(self._living())
+
+    @property
+    def wanted_actors(self) -> int:
+        """How many rollout actors there should be."""
+        return self._wanted_actors
+
+    @property
+    def term(self) -> int:
+        """Which life of the controller this is, in this branch."""
+        return self._term
 
     def view(self) -> ControllerView:
         """What people look at; the coefficient is that of the next order, the samples are those of the last one."""
@@ -197,6 +194,9 @@ class Controller:
             leases=self._book.counts(),
             late_reports=self._late_reports,
             actors=self.actors,
+            wanted_actors=self._wanted_actors,
+            judging=sum(actor.judging for actor in self._living()),
+            term=self._term,
             staleness=summary.staleness,
             difficulty=self._difficulty.histogram(self._version.step),
             reward=summary.reward,
@@ -208,31 +208,109 @@ class Controller:
             truncated=summary.truncated,
         )
 
-    def snapshot(self) -> ControllerSnapshot:
-        """All that a later branch needs to go on from here."""
-        return ControllerSnapshot(
+    def state(self) -> ControllerState:
+        """All it knows."""
+        return ControllerState(
             version=self._version,
+            newest=self._newest,
+            term=self._term,
+            now=self._now,
             law=self.steering.law,
             mix=self.steering.mix,
+            measured=self.steering.measured_entropy,
             difficulty=self._difficulty.snapshot(),
-            position=self._book.position(),
-            next_lease=self._book.next_number,
-            counts=self._book.counts(),
+            observed=self._observed,
+            position=self._prompts.position(),
+            book=self._book.state(),
+            round=self._round.state(),
+            actors=tuple(
+                ActorState(
+                    slot=slot,
+                    incarnation=actor.incarnation,
+                    seen=actor.seen,
+                    judging=actor.judging,
+                    number=actor.number,
+                )
+                for slot, actor in sorted(self._actors.items())
+            ),
+            wanted_actors=self._wanted_actors,
             late_reports=self._late_reports,
             fenced_pulses=self._fenced_pulses,
-            filled_up=self._round.filled_up,
-            filled_orders=self._round.filled_orders,
         )
 
-    def _restore(self, snapshot: ControllerSnapshot, prompts: PromptOrder) -> None:
-        if snapshot.version.step != self._version.step or snapshot.version.branch >= self._version.branch:
+    # ── beginnings ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, version: PolicyVersion, start: int | None = None) -> None:
+        """A branch of which nothing is known yet, at `version`; it began at step `start`."""
+        settings = self._settings
+        self._version = version
+        self._newest = version  # that actors may serve
+        self.steering = Steering(settings.entropy, momentum=_momentum(settings))
+        self._difficulty = DifficultyTable(self._level_names, settings.entropy.weight)
+        self._prompts = PromptOrder(
+            len(self._level_names),
+            settings.seed,
+            shuffle=settings.batch.shuffle,
+            levels=self._difficulty.level_numbers,
+        )
+        self._book = LeaseBook(
+            lease_rules(settings),
+            self._prompts,
+            branch=version.branch,
+            start=version.step if start is None else start,
+        )
+        self._round = Rounds(settings, self._difficulty)
+        self._actors: dict[int, Actor] = {}
+        self._observed = version.step - 1  # of a deterministic run: the last step whose groups the difficulty knows
+
+    def _learnt(self, state: ControllerState) -> None:
+        """Takes over what no branch loses."""
+        self.steering.restore(state.law, state.mix, state.measured)
+        self._difficulty.restore(state.difficulty)
+        self._prompts.restore(state.position)
+        self._late_reports, self._fenced_pulses = state.late_reports, state.fenced_pulses
+
+    def _restore(self, state: ControllerState) -> None:
+        self._learnt(state)
+        self._newest, self._term, self._now = state.newest, state.term, state.now
+        self._wanted_actors = state.wanted_actors
+        self._observed = state.observed
+        self._book.restore(state.book, state.term)
+        self._round.restore(state.round)
+        self._actors = {one.slot: Actor(one.incarnation, one.seen, one.judging, one.number) for one in state.actors}
+
+    def _rewound(self, event: Rewound) -> tuple[Command, ...]:
+        """Begins a branch.
+
+        Raises:
+            CheckpointDamaged: the state is of another step, of other prompts, or of a branch not before this one.
+        """
+        state = event.state
+        version = PolicyVersion(branch=event.branch, step=event.step)
+        before = self._version if state is None else state.version
+        if before.branch >= version.branch or (state is not None and before.step != version.step):
             raise CheckpointDamaged(
-                f"the controller's snapshot is of version {snapshot.version}; expected step {self._version.step} of a "
-                f"branch before {self._version.branch}: resume from a checkpoint whose files belong together"
+                f"the controller's state is of version {before}; expected step {version.step} of a branch before "
+                f"{version.branch}: resume from a checkpoint whose files belong together"
             )
-        self.steering.restore(snapshot.law, snapshot.mix)
-        self._difficulty.restore(snapshot.difficulty)
-        prompts.restore(snapshot.position)
+        self._begin(version)
+        self._term = 0
+        if state is not None:
+            self._learnt(state)
+            self._book.begin_anew(state.book)
+            self._round.begin_anew(state.round)
+        return ()
+
+    def _restarted(self, term: int) -> tuple[Command, ...]:
+        self._term = term
+        self._book.renew_all(self._now, term)
+        for actor in self._actors.values():
+            actor.seen = self._now
+        return ()
+
+    def _living(self) -> list[Actor]:
+        since = self._now - self._settings.rollout.lease_seconds
+        return [actor for actor in self._actors.values() if actor.seen >= since]
 
     # ── rollout actors ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -241,43 +319,53 @@ class Controller:
         if actor is not None and pulse.incarnation < actor.incarnation:
             self._fenced_pulses += 1
             useless = self._take_reports(pulse.reports)
-            reply = PulseReply(leases=(), ended=pulse.running, manifest=None, fenced=True)
-            return (Reply(reply=reply), *_discard(useless))
-        evicted: tuple[int, ...] = ()
+            return (Reply(leases=(), ended=pulse.running, offer=None, fenced=True), *_discard(useless))
+        ended_here: tuple[int, ...] = ()
         if actor is not None and pulse.incarnation > actor.incarnation:
-            evicted = self._book.evict(pulse.slot)
-        self._actors[pulse.slot] = Actor(pulse.incarnation, self._now)
+            ended_here = self._book.evict(pulse.slot)
+        same = actor is not None and pulse.incarnation == actor.incarnation
+        newest = max(pulse.number, actor.number) if actor is not None and same else pulse.number
+        self._actors[pulse.slot] = Actor(pulse.incarnation, self._now, pulse.judging, newest)
         useless = self._take_reports(pulse.reports)
         holder = (pulse.slot, pulse.incarnation)
-        ended = self._book.renew(holder, pulse.running, self._now)
-        leases = self._book.grant(holder, room=pulse.room, serves=pulse.version, newest=self._newest, at=self._now)
-        known = self._manifest is None or self._manifest.version == pulse.version
-        reply = PulseReply(leases=leases, ended=ended, manifest=None if known else self._manifest, fenced=False)
-        return (Reply(reply=reply), *_discard((*evicted, *useless, *self._drop_filtered())))
+        if pulse.number == newest:  # else it was overtaken
+            ended_here += self._book.end_unheard(holder, pulse.running, pulse.number)
+        returned = self._book.take_back(holder, pulse.returned)
+        gone = self._book.renew(holder, pulse.running, self._now)
+        leases = self._book.grant(
+            holder,
+            room=pulse.room,
+            serves=pulse.version,
+            newest=self._newest,
+            at=self._now,
+            pulse=pulse.number,
+        )
+        offer = self._book.offer(holder, self._newest)
+        reply = Reply(leases=leases, ended=gone, offer=None if offer == pulse.version else offer, fenced=False)
+        return (reply, *_discard((*ended_here, *returned, *useless, *self._drop_filtered())))
 
     def _take_reports(self, reports: Sequence[GroupReport]) -> tuple[int, ...]:
         """Accepts reports of running leases; returns the leases of the others whose groups nobody will ask for."""
         useless: list[int] = []
         for report in reports:
             if self._book.accept(report, self._now):
-                correct = report.statuses.count("correct")
-                self._difficulty.observe(report.prompt_id, report.started.step, correct, len(report.statuses) - correct)
+                if not self._settings.deterministic:
+                    self._observe(report)
                 continue
             self._late_reports += 1
             if not self._book.holds(report.lease_id):
                 useless.append(report.lease_id)
         return tuple(useless)
 
+    def _observe(self, report: GroupReport) -> None:
+        correct = report.statuses.count("correct")
+        self._difficulty.observe(report.prompt_id, report.started.step, correct, len(report.statuses) - correct)
+
     def _drop_filtered(self) -> tuple[int, ...]:
         """The leases that were filtered just now; their groups count in the next order's summary."""
         filtered = self._book.take_filtered()
         self._round.leave_out(filtered)
         return tuple(report.lease_id for report in filtered)
-
-    def _published(self, manifest: WeightsManifest) -> tuple[Command, ...]:
-        if manifest.version.branch == self._version.branch and manifest.version >= self._newest:
-            self._newest, self._manifest = manifest.version, manifest
-        return ()
 
     # ── learner ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -286,10 +374,15 @@ class Controller:
             return (Order(order=self._round.order),)
         law = self.reading
         stale = self._book.drop_stale(self._version.step)
-        reports = self._book.order(self._now, along=law.coefficient > 0.0)
+        reports = self._book.order(self._version.step, self._now, along=law.coefficient > 0.0)
         useless = _discard((*stale, *self._drop_filtered()))
         if not reports:
             return useless
+        if self._settings.deterministic and self._observed < self._version.step:
+            # In the order of places: when each group was done is an accident. Once, though an order may be given up.
+            self._observed = self._version.step
+            for report in reports:
+                self._observe(report)
         return (*useless, Order(order=self._round.begin(reports, self._version, law)))
 
     def _step_reported(self, report: StepReport) -> tuple[Command, ...]:

@@ -66,7 +66,7 @@ class Steering:
         if self.law.intake.accepted > before.accepted:
             self.mix, self._measured = mix, measurement.entropy
 
-    def restore(self, law: LawState, mix: AnchorMix) -> None:
+    def restore(self, law: LawState, mix: AnchorMix, measured: float) -> None:
         """Goes on from a snapshot.
 
         Raises:
@@ -77,4 +77,4 @@ class Steering:
                 f"the controller's snapshot holds a {type(law).__name__}; the run's law needs a "
                 f"{type(self.law).__name__}: resume with the law the run was started with"
             )
-        self.law, self.mix = law, mix
+        self.law, self.mix, self._measured = law, mix, measured

@@ -31,7 +31,9 @@ class RunSettings(Settings, frozen=True, kw_only=True):
     name: str = ""  # default: the TOML's file name
     directory: str = "runs"  # the run lies in DIRECTORY/NAME, seen from where the command is called
     seed: CountOrZero = 0
+    deterministic: bool = False  # killed and resumed it equals an unbroken run to the bit; slower
     stall_seconds: Seconds = 600.0  # without an optimizer step the run ends with exit code 3
+    record_samples: bool = False  # keep what was trained on, so that a resumed run can make its last steps again
 
 
 class EvaluationSettings(Settings, frozen=True, kw_only=True):
@@ -121,6 +123,8 @@ def stations(config: RunConfig, run_directory: str | Path) -> Stations:
         directory=str(Path(run_directory).absolute()),
         seed=config.run.seed,
         total_steps=config.run.steps,
+        deterministic=config.run.deterministic,
+        checkpoint_every=config.checkpoint.every_steps,
         stall_seconds=config.run.stall_seconds,
         model=config.model,
         tasks=config.tasks,
@@ -133,6 +137,7 @@ def stations(config: RunConfig, run_directory: str | Path) -> Stations:
         metrics_host=config.monitor.host,
         metrics_port=config.monitor.port,
         samples_per_step=config.report.samples_per_step,
+        record_samples=config.run.record_samples,
     )
 
 

@@ -1,7 +1,7 @@
 """The run directory: made whole or not at all, used by one process at a time.
 
 runs/NAME/  config.toml (effective) · run.json (endpoints of a living run) · metrics.jsonl · summary.json
-            checkpoints/step-N/ · samples/step-N.jsonl · report/
+            checkpoints/step-N/ · journal/groups/ (where they are recorded) · samples/step-N.jsonl · report/
 """
 
 import fcntl
@@ -13,6 +13,7 @@ from typing import IO
 
 import msgspec
 
+from entrostat.learner.recorded import FOLDER
 from entrostat.protocol.errors import RunDirectoryError
 
 
@@ -60,6 +61,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """Folders `step-N`, each committed atomically."""
         return self.path / "checkpoints"
+
+    @property
+    def recorded(self) -> Path:
+        """Groups that were trained, where the run records them."""
+        return self.path / FOLDER
 
     @property
     def report(self) -> Path:

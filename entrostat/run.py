@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import time
-from pathlib import Path
 
 import psutil
 
@@ -15,7 +14,7 @@ from entrostat.directory import RunDirectory, RunInfo
 from entrostat.interrupt import Interrupt
 from entrostat.learner import checkpoint as checkpoints
 from entrostat.mismatch import watch
-from entrostat.protocol.errors import Interrupted, Stalled, StationLost
+from entrostat.protocol.errors import EntrostatError, Interrupted, Stalled, StationLost
 from entrostat.protocol.messages import (
     ActorView,
     ControllerView,
@@ -26,6 +25,7 @@ from entrostat.protocol.messages import (
     StepReport,
 )
 from entrostat.rows import MetricsRow, evaluation_row, metrics_row, read_evaluations, read_metrics
+from entrostat.saving import Saving
 from entrostat.screen import Screen
 from entrostat.sinks import Sink
 from entrostat.summary import Summary
@@ -77,6 +77,7 @@ class Run:
         self._since = self._last_step_ended = time.monotonic()  # the last step, or whatever moved last
         self._alarms = Alarms(directory.path, config.verifier.alarm_share)
         self._watch = watch(config.model, config.rollout, config.learner)
+        self._saving = Saving(cluster, directory, config.checkpoint.keep)
         self._evaluation: Evaluation | None = None
         self._first_step_seconds = 0.0
         self._memory_gib = 0.0
@@ -89,10 +90,16 @@ class Run:
             Stalled: nothing moved for `run.stall_seconds`.
         """
         with self._interrupt.listening():
-            self._start()
-            while self._version.step < self._config.run.steps:
-                self._step()
-            self._evaluate_now()
+            try:
+                self._start()
+                while self._version.step < self._config.run.steps:
+                    self._step()
+                self._evaluate_now()
+                self._saving.collect(wait=True)
+                self._cluster.finish()
+            except EntrostatError:
+                self._saving.settle()
+                raise
         return self._finish()
 
     @property
@@ -127,6 +134,7 @@ class Run:
             self._stop_if_asked()
             order = self._cluster.next_order(POLL_SECONDS)
             self._collect_evaluation(wait=False)
+            self._saving.collect(wait=False)
             if order is None:
                 self._check_progress()
         outcome = self._cluster.train(order, time.monotonic() - waited_since)
@@ -185,26 +193,24 @@ class Run:
         if every and step % every == 0 and not last:
             self._evaluate_now()
         if step % self._config.checkpoint.every_steps == 0 or last:
-            self._save()
-
-    def _save(self) -> Path:
-        folder = self._directory.checkpoints / f"step-{self._version.step}"
-        if not folder.exists():
-            self._screen.waiting(f"saving {folder.name}")
-            self._cluster.save(folder)
-            scores = {row.step: row.pass_at_1 for row in read_evaluations(self._directory.evaluations)}
-            checkpoints.retain(self._directory.checkpoints, self._config.checkpoint.keep, scores)
-        return folder
+            self._screen.waiting(f"saving step {step}")
+            self._saving.begin(step)
 
     def _stop_if_asked(self) -> None:
         if self._interrupt.asked:
             if not self.begun:
                 raise Interrupted("stopped before the first step: there is nothing to save")
-            folder = self._save()
-            raise Interrupted(
-                f"stopped after step {self._version.step} and saved as {folder}; "
-                f"go on with: entrostat train --resume {self._directory.path}"
-            )
+            step, go_on = self._version.step, f"go on with: entrostat train --resume {self._directory.path}"
+            if self._config.run.deterministic:
+                # Another checkpoint than those of the schedule would move later samples to other versions.
+                self._saving.collect(wait=True)
+                saved = checkpoints.newest(self._directory.checkpoints)
+                kept = "the run begins anew" if saved is None else f"it goes on from {saved.name}"
+                raise Interrupted(f"stopped after step {step}; {kept}, and makes the same steps: {go_on}")
+            self._screen.waiting(f"saving step {step}")
+            self._saving.begin(step)
+            self._saving.collect(wait=True)
+            raise Interrupted(f"stopped after step {step} and saved as {self._saving.folder(step)}; {go_on}")
 
     def _check_progress(self) -> None:
         waited = time.monotonic() - self._since

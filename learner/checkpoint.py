@@ -119,6 +119,11 @@ def newest(directory: Path) -> Path | None:
     return max(_committed(directory), key=_age, default=None)
 
 
+def oldest_step(directory: Path) -> int | None:
+    """The least step of all committed checkpoints; None where there is none."""
+    return min(map(_step, _committed(directory)), default=None)
+
+
 def retain(directory: Path, keep: int, scores: Mapping[int, float]) -> list[Path]:
     """Removes all but the newest `keep` checkpoints and the best by `scores`, and returns what it removed.
 

@@ -55,11 +55,11 @@ class FollowerActor:
             self._trainer = Trainer(stations, prompts, self._version, self._checkpoint, ranks=ranks)
             self._trainer.make_first()
 
-    def train(self, order_frame: UInt8, frames: Sequence[UInt8]) -> None:
+    def train(self, order_frame: UInt8, frames: Sequence[UInt8], again: bool) -> None:
         """Its share of an order's steps."""
         with self._told():
             groups = [wire.decode(frame, Group) for frame in frames]
-            self._running().make(wire.decode(order_frame, TrainOrder), groups)
+            self._running().make(wire.decode(order_frame, TrainOrder), groups, again=again)
 
     def save(self, folder: str) -> None:
         """Its part of a checkpoint."""

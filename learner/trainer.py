@@ -3,8 +3,9 @@
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from entrostat.learner.objective import Objective, steps_per_order
 from entrostat.learner.optimizer import Optimizer, learning_rate
 from entrostat.learner.policy import Policy, freeze, score
 from entrostat.learner.ranks import ALONE, Ranks
-from entrostat.learner.saved import commit, restore_state, save_state
+from entrostat.learner.saved import commit, copied, restore_state, save_state, write_copy
 from entrostat.learner.sharding import gather, shard
 from entrostat.learner.shared_memory import ROOT
 from entrostat.learner.steps import Taken, take
@@ -127,7 +128,9 @@ class Trainer:
         found = probe.make_probe(sequences, score(self._policy, sequences), None, self._tolerance)
         return self._tensors(), found
 
-    def train(self, order: TrainOrder, groups: Sequence[Group], *, wait: float, fetch: float) -> StepOutcome:
+    def train(
+        self, order: TrainOrder, groups: Sequence[Group], *, wait: float, fetch: float, again: bool = False
+    ) -> StepOutcome:
         """An order's optimizer steps and the version they make; `groups[i]` is the group of `order.groups[i]`.
 
         Args:
@@ -135,13 +138,14 @@ class Trainer:
             groups: its groups.
             wait: seconds spent waiting for the order.
             fetch: seconds spent fetching the groups.
+            again: it was trained before, on an older branch.
 
         Raises:
             EntrostatError, ConfigError, NumericsError: as `make`.
-            ResourceError: there is no room to publish the new version.
+            ResourceError: there is no room to publish the new version, or to write down its samples.
         """
-        began = time.perf_counter()
-        made = self.make(order, groups)
+        began, before = time.perf_counter(), self.version
+        made = self.make(order, groups, again=again)
         manifest = self._published(made.version, made.tensors, made.probe)
         taken = made.taken
         phases = PhaseSeconds(
@@ -151,12 +155,14 @@ class Trainer:
             optimizer=taken.optimizer_seconds,
             publish=time.perf_counter() - began - taken.gradient_seconds - taken.optimizer_seconds,
         )
-        report = step_report(taken, order, groups, after=made.version, learning_rate=made.rate, phases=phases)
+        report = step_report(
+            taken, order, groups, measured=before, after=made.version, learning_rate=made.rate, phases=phases
+        )
         self._write_samples(order, groups, taken.tokens)
         return StepOutcome(report=report, manifest=manifest)
 
-    def make(self, order: TrainOrder, groups: Sequence[Group]) -> Made:
-        """An order's optimizer steps, not yet published.
+    def make(self, order: TrainOrder, groups: Sequence[Group], *, again: bool = False) -> Made:
+        """An order's optimizer steps, not yet published. One that is trained `again` may be of an older branch.
 
         Raises:
             EntrostatError: the order starts from another version, or the one before failed between its steps; or a
@@ -165,7 +171,7 @@ class Trainer:
             NumericsError: the objective or its gradient is not finite; with one optimizer step per order the policy is
                 as before.
         """
-        self._check(order)
+        self._check(order, again)
         check_tokens(groups, self._policy.head_weight.shape[0])
         after = PolicyVersion(branch=self.version.branch, step=self.version.step + 1)
         rate = learning_rate(after.step, self._stations.total_steps, self._settings)
@@ -190,15 +196,23 @@ class Trainer:
         self.version = after
         return Made(version=after, taken=taken, rate=rate, tensors=tensors, probe=found)
 
-    def save(self, folder: Path, controller: UInt8) -> None:
-        """Commits a checkpoint of this version and the controller's snapshot frame `[bytes]`.
+    def save(self, folder: Path, controller: UInt8) -> Callable[[], None]:
+        """Begins a checkpoint of this version with the controller's snapshot frame `[bytes]`; returns what commits it.
+
+        That is called once, and may be called in another thread while this one trains on: it writes a copy that was
+        made before. Several ranks meet to write theirs, so what they save is committed before this returns.
 
         Raises:
             EntrostatError: an order failed between its optimizer steps.
-            ResourceError: the disk is full, or can't be written.
+            ResourceError: the disk is full, or can't be written; of one rank, what is returned raises it.
         """
         self._check_whole()
-        commit(folder, self.version, self._policy, self._optimizer, controller)
+        if self._policy.ranks.alone:
+            write = partial(write_copy, policy=self._policy, copy=copied(self._policy, self._optimizer))
+            return partial(commit, folder, self.version, controller, write)
+        write = partial(save_state, policy=self._policy, optimizer=self._optimizer)
+        commit(folder, self.version, controller, write)
+        return lambda: None
 
     def save_part(self, folder: Path) -> None:
         """Puts this rank's part into the checkpoint that the first rank commits.
@@ -244,9 +258,10 @@ class Trainer:
                 "are no version's: resume the run from its last checkpoint"
             )
 
-    def _check(self, order: TrainOrder) -> None:
+    def _check(self, order: TrainOrder, again: bool) -> None:
         self._check_whole()
-        if order.version != self.version:
+        older = again and order.version.branch < self.version.branch and order.version.step == self.version.step
+        if order.version != self.version and not older:
             raise EntrostatError(
                 f"an order to go on from version {order.version} came, the learner stands at {self.version}: the "
                 "controller and the learner disagree; resume the run from its last checkpoint"

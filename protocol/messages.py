@@ -120,7 +120,7 @@ class GroupReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Pulse(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """rollout actor → controller. An actor renews `running`, reports, and asks for `room` leases."""
+    """rollout actor → controller. An actor renews `running`, reports, hands back, and asks for `room` leases."""
 
     slot: int
     incarnation: int
@@ -128,6 +128,9 @@ class Pulse(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     room: int
     running: tuple[int, ...]  # lease ids
     reports: tuple[GroupReport, ...]
+    returned: tuple[int, ...] = ()  # lease ids of `running` that it hands back: they are granted again at once
+    number: int = 0  # counts up in one life of the actor, and tells that it had the reply before; 0: not counted
+    judging: int = 0  # of `running`, those whose samples are drawn and wait for verdicts or for the buffer
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,7 +236,7 @@ class PhaseSeconds(msgspec.Struct, frozen=True, kw_only=True):
     """Where an optimizer step's time went in the learner's process."""
 
     wait: float  # for the order
-    fetch: float  # groups out of the buffer
+    fetch: float  # groups out of the buffer, and onto the disk where they are recorded
     forward_backward: float
     optimizer: float
     publish: float  # flat buffer, checksums and probe
@@ -328,6 +331,7 @@ class LeaseCounts(msgspec.Struct, frozen=True, kw_only=True):
     trained: int = 0
     filtered: int = 0  # without an advantage signal, left out of every order
     expired: int = 0  # deadline passed; the prompt is leased again
+    returned: int = 0  # handed back by an actor that drains; the prompt is leased again
     stale: int = 0  # too old when a batch was made; the prompt is leased again
     lost: int = 0  # the buffer lost its group; the prompt is leased again
     rewound: int = 0  # voided by a restored checkpoint
@@ -353,6 +357,9 @@ class ControllerView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     leases: LeaseCounts
     late_reports: int
     actors: int  # seen within the last lease deadline
+    wanted_actors: int  # how many there should be: the configuration's, or what the run was scaled to since
+    judging: int  # running leases whose samples are drawn and wait for verdicts or for the buffer
+    term: int  # which life of the controller in this branch
     staleness: tuple[int, ...]  # groups of the last order by age in versions: [max_staleness + 1] or longer
     difficulty: tuple[int, ...]  # prompts by expected pass rate, ten equal bins
     reward: float  # mean over the samples of the last order
@@ -401,3 +408,8 @@ class ActorView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     max_mismatch: float  # … and of any served so far
     engine_seconds: float  # until the engine was up
     metrics_port: int
+    host: str = ""
+    process: int = 0  # id on that host
+    turn_seconds: float = 0.0  # since the loop that owns the engine last came round
+    held: int = 0  # leases, judged ones included
+    draining: bool = False

@@ -24,7 +24,7 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # 
 
 Station = Literal["rollout", "controller", "learner", "buffer"]
 
-OUTCOMES = ("trained", "filtered", "expired", "stale", "lost", "rewound")
+OUTCOMES = ("trained", "filtered", "expired", "returned", "stale", "lost", "rewound")
 PHASES = PhaseSeconds.__struct_fields__
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
@@ -142,6 +142,9 @@ FRESH_DRIFT = _row(
 )
 LEARNER_TOKENS = _row("learner", "counter", "learner_tokens_total", "Response tokens trained on.")
 PADDING = _row("learner", "gauge", "learner_padding_ratio", "Share of padding in the last step's micro-batches.")
+CHECKPOINT_SECONDS = _row(
+    "learner", "histogram", "learner_checkpoint_seconds", "From a checkpoint's copy to its commit.", buckets=SECONDS
+)
 LAST_STEP = _row("learner", "gauge", "learner_last_step_timestamp_seconds", "When the last step ended, Unix time.")
 
 # ── sample buffer ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -144,6 +144,8 @@ class Stations(Settings, frozen=True, kw_only=True):
     directory: str  # absolute path of the run directory
     seed: int
     total_steps: int
+    deterministic: bool  # what is sampled and trained follows from the seed alone, whatever dies meanwhile
+    checkpoint_every: int  # steps; a deterministic run's samples never come from before the last of these
     stall_seconds: Seconds  # the longest a station may take over one answer
     model: ModelSettings
     tasks: tuple[TaskSettings, ...]  # a prompt's `task` counts through these …
@@ -156,3 +158,4 @@ class Stations(Settings, frozen=True, kw_only=True):
     metrics_host: str
     metrics_port: Port
     samples_per_step: int  # written down for people to read
+    record_samples: bool = False  # an order's groups are kept before it is trained

@@ -14,8 +14,10 @@ from entrostat.controller.events import (
     Published,
     Pulsed,
     Reply,
+    Rewound,
     StepReported,
 )
+from entrostat.controller.snapshot import ControllerState
 from entrostat.controller.state import Controller
 from entrostat.protocol import wire
 from entrostat.protocol.entropy_settings import EntropySettings, LawSettings, ThermostatLaw, WeightSettings
@@ -29,7 +31,6 @@ from entrostat.protocol.messages import (
     PolicyVersion,
     Probe,
     Pulse,
-    PulseReply,
     SharedFile,
     Status,
     StepReport,
@@ -58,6 +59,8 @@ def run_of(
     lease_seconds: float = LEASE_SECONDS,
     law: LawSettings = THERMOSTAT,
     weight: WeightSettings = UNCHANGED,
+    deterministic: bool = False,
+    checkpoint_every: int = 10,
     refill: float = 0.0,
     directory: str = "/nowhere",
     port: int = 0,
@@ -68,6 +71,8 @@ def run_of(
         directory=directory,
         seed=5,
         total_steps=1000,
+        deterministic=deterministic,
+        checkpoint_every=checkpoint_every,
         stall_seconds=600.0,
         model=ModelSettings(path="none"),
         tasks=(),
@@ -209,7 +214,7 @@ class Scene:
         slot: int = 0,
         incarnation: int = 1,
         serves: int | None = None,
-    ) -> PulseReply:
+    ) -> Reply:
         """One pulse of an actor, and its reply."""
         pulse = Pulse(
             slot=slot,
@@ -219,7 +224,7 @@ class Scene:
             running=running,
             reports=reports,
         )
-        (reply,) = [c.reply for c in self.apply(Pulsed(pulse=pulse, at=self.at)) if isinstance(c, Reply)]
+        (reply,) = [c for c in self.apply(Pulsed(pulse=pulse, at=self.at)) if isinstance(c, Reply)]
         return reply
 
     def order(self) -> TrainOrder | None:
@@ -244,7 +249,7 @@ class Scene:
         report = step_of(order, entropy=entropy, clamped=clamped, sampled=sampled, levels=levels)
         self.apply(StepReported(report=report, at=self.at))
         self.serves = order.version.step + 1
-        self.apply(Published(manifest=manifest(self.serves, self.branch)))
+        self.apply(published(self.serves, self.branch))
         return order
 
 
@@ -256,14 +261,41 @@ def scene(
     return Scene(Controller(run, ["easy", "hard"] * (prompts // 2)))
 
 
+def published(step: int, branch: int = 0) -> Published:
+    """The event of a version's publication."""
+    return Published(version=version(step, branch), checksum=step)
+
+
+def resumed(settings: Stations, levels: list[str], state: ControllerState | None, branch: int, step: int) -> Controller:
+    """A controller that goes on from a checkpoint's state on a branch of its own."""
+    controller = Controller(settings, levels)
+    controller.apply(Rewound(branch=branch, step=step, state=state, at=0.0))
+    return controller
+
+
+def owed(controller: Controller, settings: Stations, levels: list[str]) -> set[int]:
+    """The prompts that a later branch would lease before it goes on in its epoch."""
+    at = controller.version
+    later = resumed(settings, levels, controller.state(), at.branch + 1, at.step)
+    return set(later.state().position.returned.tolist())
+
+
 def frame(controller: Controller) -> bytes:
     """Everything a controller would save."""
-    return wire.encode(controller.snapshot()).tobytes()
+    return wire.encode(controller.state()).tobytes()
 
 
 def sums_up(counts: LeaseCounts) -> bool:
     """Whether every lease granted is under way or ended in exactly one way."""
-    ends = counts.trained + counts.filtered + counts.expired + counts.stale + counts.lost + counts.rewound
+    ends = (
+        counts.trained
+        + counts.filtered
+        + counts.expired
+        + counts.returned
+        + counts.stale
+        + counts.lost
+        + counts.rewound
+    )
     return counts.granted == counts.running + counts.ready + counts.ordered + ends
 
 

@@ -224,6 +224,8 @@ def make_stations(
         directory=str(directory),
         seed=0,
         total_steps=10,
+        deterministic=False,
+        checkpoint_every=1000,
         stall_seconds=600.0,
         model=ModelSettings(path=str(model), dtype="bfloat16" if dtype == "bfloat16" else "float32"),
         tasks=(),

@@ -6,10 +6,10 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrostat.controller.events import Missing, Published, StepReported, Ticked
+from entrostat.controller.events import Missing, StepReported, Ticked
 from entrostat.protocol.entropy_settings import FixedLaw
 from entrostat.protocol.messages import GroupReport, GroupsMissing, Lease, TrainOrder
-from tests.made_messages import LEASE_SECONDS, frame, group_of, manifest, scene, step_of, sums_up
+from tests.made_messages import LEASE_SECONDS, frame, group_of, owed, published, run_of, scene, step_of, sums_up
 
 # What makes progress comes more often, so that orders, stragglers and losses are all met.
 DEEDS = ["pulse", "pulse", *["finish"] * 4, "round", "order", "train", "publish", "load"]
@@ -31,6 +31,8 @@ class Chaos:
 
     def __init__(self, *, batch: int, staleness: int, prompts: int, refill: float = 0.0) -> None:
         self.batch, self.staleness, self.prompts, self.refill = batch, staleness, prompts, refill
+        self.settings = run_of(batch=batch, staleness=staleness, law=FixedLaw(coefficient=0.1), refill=refill)
+        self.levels = ["easy", "hard"] * (prompts // 2)
         self.s = scene(prompts, batch=batch, staleness=staleness, law=FixedLaw(coefficient=0.1), refill=refill)
         self.lives = [1, 1]
         self.serves = [0, 0]
@@ -89,7 +91,7 @@ class Chaos:
             self.order = None
         elif action == "publish":
             self.newest = s.controller.version.step
-            s.apply(Published(manifest=manifest(self.newest)))
+            s.apply(published(self.newest))
         elif action == "load":
             self.serves[slot] = self.newest
         elif action == "reborn":
@@ -152,8 +154,8 @@ class Chaos:
         assert self.s.controller.counts.trained == sum(self.trained.values())
         # No prompt is lost, neither now nor over a restart. What was filtered was discarded, and is consumed.
         filtered = self.silent & set(self.s.discarded)
-        owed = {prompt for prompt, lease in self.untrained.items() if lease not in filtered}
-        assert owed <= set(self.s.controller.snapshot().position.returned.tolist())
+        untrained = {prompt for prompt, lease in self.untrained.items() if lease not in filtered}
+        assert untrained <= owed(self.s.controller, self.settings, self.levels)
 
 
 @given(SEEDS, st.integers(1, 4), st.integers(0, 2), st.sampled_from([4, 6, 20]), st.sampled_from([0.0, 1.5, 3.0]))
@@ -183,7 +185,7 @@ def test_whatever_happens_leases_add_up_staleness_is_bounded_and_no_prompt_is_lo
             chaos.trained.update(group.prompt_id for group in chaos.order.groups)
             chaos.order = None
         chaos.newest = chaos.s.controller.version.step
-        chaos.s.apply(Published(manifest=manifest(chaos.newest)))
+        chaos.s.apply(published(chaos.newest))
         chaos.serves = [chaos.newest, chaos.newest]
         chaos.s.at += LEASE_SECONDS / 2
         chaos.s.apply(Ticked(at=chaos.s.at))

@@ -2,12 +2,12 @@
 
 import pytest
 
-from entrostat.controller.events import Missing, Published, StepReported
-from entrostat.controller.state import Controller, ControllerSnapshot
+from entrostat.controller.events import Missing, StepReported
+from entrostat.controller.snapshot import ControllerState
 from entrostat.protocol import wire
 from entrostat.protocol.entropy_settings import FixedLaw
 from entrostat.protocol.messages import GroupsMissing, LeaseCounts, TrainOrder
-from tests.made_messages import Scene, manifest, run_of, sample, scene, step_of, sums_up
+from tests.made_messages import Scene, published, resumed, run_of, sample, scene, step_of, sums_up
 
 
 def trained(s: Scene) -> TrainOrder:
@@ -48,7 +48,7 @@ def test_each_filtered_group_counts_in_one_summary() -> None:
     trained(s)
     assert s.controller.view().pass_rate == (4 + 0 + 3) / 12
     s.serves = 1
-    s.apply(Published(manifest=manifest(1)))
+    s.apply(published(1))
     sample(s, [2])
     order = s.order()
     assert order is not None
@@ -93,7 +93,7 @@ def test_a_run_without_any_signal_goes_on_and_says_so(caplog: pytest.LogCaptureF
         order = trained(s)
         assert [group.weight for group in order.groups] == [0.0, 0.0]
         s.serves = step + 1
-        s.apply(Published(manifest=manifest(s.serves)))
+        s.apply(published(s.serves))
     assert s.controller.counts == LeaseCounts(granted=20, trained=10, filtered=10)
     assert s.controller.filled_up == 10
     told = [record.getMessage() for record in caplog.records if record.name.endswith("rounds")]
@@ -112,17 +112,17 @@ def test_a_later_branch_goes_on_from_the_counts_of_a_filtered_run() -> None:
     sample(s, [4, 4, 4, 1, 1, 1])
     trained(s)
     s.serves = 1
-    s.apply(Published(manifest=manifest(1)))
+    s.apply(published(1))
     wrong, solved = sample(s, [0, 4])
-    snapshot = wire.decode(wire.encode(s.controller.snapshot()), ControllerSnapshot)
+    snapshot = wire.decode(wire.encode(s.controller.state()), ControllerState)
     run = run_of(batch=4, staleness=0, law=FixedLaw(coefficient=0.1), refill=1.5)
-    later = Scene(Controller(run, ["easy", "hard"] * 20, 1, 1, snapshot), branch=1, step=1)
+    later = Scene(resumed(run, ["easy", "hard"] * 20, snapshot, 1, 1), branch=1, step=1)
     # The all-wrong group waited: its lease is rewound, and its prompt leased again; the solved one is consumed.
     assert later.controller.counts == LeaseCounts(granted=8, trained=4, filtered=3, rewound=1)
     assert sums_up(later.controller.counts)
     assert later.controller.filled_up == 1
     assert [lease.prompt_id for lease in later.pulse(room=1).leases] == [wrong.prompt_id]
-    assert solved.prompt_id not in later.controller.snapshot().position.returned.tolist()
+    assert solved.prompt_id not in later.controller.state().position.returned.tolist()
 
 
 def test_the_tokens_of_filtered_groups_count_in_the_mix_of_levels() -> None:
@@ -130,5 +130,5 @@ def test_the_tokens_of_filtered_groups_count_in_the_mix_of_levels() -> None:
     leases = sample(s, [4, 4, 0, 1])
     hard = sum(lease.prompt_id % 2 for lease in leases)
     trained(s)
-    assert s.controller.snapshot().mix.shares.get("hard", 0.0) == hard / 4
+    assert s.controller.state().mix.shares.get("hard", 0.0) == hard / 4
     assert 0 < hard < 4

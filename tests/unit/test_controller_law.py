@@ -72,7 +72,7 @@ def test_batches_of_another_mix_of_levels_do_not_move_the_law() -> None:
     # An order has a group of each level, with as many tokens each; the last one's report has but one.
     assert told == pytest.approx([0.3] * 4 + [0.1])
     assert s.controller.view().initial_entropy == pytest.approx(0.3)
-    assert s.controller.snapshot().mix.shares == {"easy": 0.5, "hard": 0.5}
+    assert s.controller.state().mix.shares == {"easy": 0.5, "hard": 0.5}
 
 
 def mixed(easy: int, hard: int, *, h: tuple[float, float] = (0.1, 0.5)) -> tuple[LevelEntropy, ...]:
@@ -96,12 +96,12 @@ def test_the_first_entropy_is_measured_at_the_mix_of_all_orders_that_make_it() -
 def test_a_measurement_that_is_refused_leaves_the_mix_alone() -> None:
     s = scene(batch=2, staleness=0, prompts=40)
     s.step(clamped=0.3, levels=mixed(12, 12))
-    before = s.controller.snapshot().mix
+    before = s.controller.state().mix
     s.step(clamped=math.nan, levels=mixed(12, 12, h=(0.1, math.nan)))
-    assert s.controller.snapshot().mix == before
+    assert s.controller.state().mix == before
     assert s.controller.steering.measured_entropy == pytest.approx(0.3)
     s.step(clamped=0.3, levels=mixed(12, 12))
-    assert s.controller.snapshot().mix != before
+    assert s.controller.state().mix != before
 
 
 def test_an_entropy_that_is_not_a_number_freezes_the_coefficient() -> None:

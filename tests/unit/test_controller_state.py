@@ -8,20 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from entrostat.controller.events import Missing, Published, StepReported, Ticked
-from entrostat.controller.state import Controller, ControllerSnapshot
+from entrostat.controller.events import Missing, Reply, StepReported, Ticked
+from entrostat.controller.snapshot import ControllerState
+from entrostat.controller.state import Controller
 from entrostat.controller.summary import summarise
 from entrostat.protocol import wire
 from entrostat.protocol.entropy_settings import FixedLaw
 from entrostat.protocol.errors import CheckpointDamaged, TaskError
-from entrostat.protocol.messages import GroupsMissing, LeaseCounts, PulseReply
+from entrostat.protocol.messages import GroupsMissing, LeaseCounts
 from entrostat.protocol.moments import Moments
 from tests.made_messages import (
     LEASE_SECONDS,
     Scene,
     frame,
     group_of,
-    manifest,
+    published,
+    resumed,
     run_of,
     scene,
     step_of,
@@ -66,15 +68,15 @@ def test_a_repeated_step_report_changes_nothing() -> None:
 
 def test_an_actor_gets_the_newest_manifest_until_it_serves_it() -> None:
     s = scene()
-    assert s.pulse().manifest is None
-    s.apply(Published(manifest=manifest(0)))
-    assert s.pulse().manifest is None
-    s.apply(Published(manifest=manifest(1)))
-    s.apply(Published(manifest=manifest(0)))  # came late
-    offered = s.pulse(serves=0).manifest
+    assert s.pulse().offer is None
+    s.apply(published(0))
+    assert s.pulse().offer is None
+    s.apply(published(1))
+    s.apply(published(0))  # came late
+    offered = s.pulse(serves=0).offer
     assert offered is not None
-    assert offered.version == version(1)
-    assert s.pulse(serves=1).manifest is None
+    assert offered == version(1)
+    assert s.pulse(serves=1).offer is None
 
 
 def test_an_older_life_is_fenced_and_its_leases_run_out_at_once() -> None:
@@ -83,7 +85,7 @@ def test_an_older_life_is_fenced_and_its_leases_run_out_at_once() -> None:
     assert not s.pulse(incarnation=2).fenced
     assert s.discarded == [lease.id for lease in mine]
     reply = s.pulse(incarnation=1, room=9, running=(mine[0].id,), reports=(group_of(mine[1]),))
-    assert reply == PulseReply(leases=(), ended=(mine[0].id,), manifest=None, fenced=True)
+    assert reply == Reply(leases=(), ended=(mine[0].id,), offer=None, fenced=True)
     view = s.controller.view()
     assert (s.controller.fenced_pulses, view.late_reports, view.leases.expired) == (1, 1, 2)
     again = s.pulse(incarnation=2, room=2).leases
@@ -135,7 +137,7 @@ def test_a_straggler_that_comes_too_late_for_its_order_is_never_trained() -> Non
         assert order is not None
         s.apply(StepReported(report=step_of(order), at=0.0))
         s.serves = step + 1
-        s.apply(Published(manifest=manifest(s.serves)))
+        s.apply(published(s.serves))
     more = s.pulse(running=(straggler.id,), room=9).leases
     s.discarded.clear()
     s.pulse(reports=(group_of(straggler), *(group_of(lease, started=2) for lease in more)))
@@ -215,8 +217,8 @@ def test_a_later_branch_goes_on_from_a_snapshot() -> None:
         s.step()
     under_way = s.pulse(room=99).leases
     before = s.controller.view()
-    snapshot = wire.decode(wire.encode(s.controller.snapshot()), ControllerSnapshot)
-    later = Scene(Controller(run_of(), ["easy", "hard"] * 20, 1, 6, snapshot), branch=1, step=6)
+    snapshot = wire.decode(wire.encode(s.controller.state()), ControllerState)
+    later = Scene(resumed(run_of(), ["easy", "hard"] * 20, snapshot, 1, 6), branch=1, step=6)
     view = later.controller.view()
     assert replace(view, version=before.version, leases=before.leases, actors=1, **last_order(before)) == before
     # 2 were running and 2 more were ready when it was taken.
@@ -247,12 +249,12 @@ def last_order(view: object) -> dict[str, object]:
 def test_a_snapshot_that_does_not_fit_is_refused() -> None:
     s = scene()
     s.step()
-    snapshot = s.controller.snapshot()
+    snapshot = s.controller.state()
     with pytest.raises(CheckpointDamaged, match="expected step 2"):
-        Controller(run_of(), ["easy", "hard"] * 5, 1, 2, snapshot)
+        resumed(run_of(), ["easy", "hard"] * 5, snapshot, 1, 2)
     with pytest.raises(CheckpointDamaged, match="branch before 0"):
-        Controller(run_of(), ["easy", "hard"] * 5, 0, 1, snapshot)
+        resumed(run_of(), ["easy", "hard"] * 5, snapshot, 0, 1)
     with pytest.raises(CheckpointDamaged, match="FixedState"):
-        Controller(run_of(law=FixedLaw()), ["easy", "hard"] * 5, 1, 1, snapshot)
+        resumed(run_of(law=FixedLaw()), ["easy", "hard"] * 5, snapshot, 1, 1)
     with pytest.raises(CheckpointDamaged, match="rows"):
-        Controller(run_of(), ["easy", "hard"] * 6, 1, 1, snapshot)
+        resumed(run_of(), ["easy", "hard"] * 6, snapshot, 1, 1)

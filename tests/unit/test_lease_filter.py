@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from entrostat.controller.leases import LeaseBook, lease_rules
 from entrostat.protocol.entropy_settings import FixedLaw, LawSettings, SampleBalanceLaw, WeightSettings
 from entrostat.protocol.messages import Lease, LeaseCounts
-from tests.made_leases import book, granted
+from tests.made_leases import book, granted, owed
 from tests.made_messages import group_of, run_of, sums_up
 
 
@@ -26,16 +26,15 @@ def test_a_group_without_a_signal_is_filtered_and_its_place_is_granted_anew() ->
     (other,) = granted(leases, room=9)
     assert other.prompt_id not in (solved.prompt_id, useful.prompt_id)
     finish(leases, other, 1)
-    assert [report.lease_id for report in leases.order(0.0)] == [useful.id, other.id]
+    assert [report.lease_id for report in leases.order(0, 0.0)] == [useful.id, other.id]
 
 
 def test_a_filtered_prompt_counts_as_consumed() -> None:
     leases = book(batch=2, staleness=0, left_out=4, prompts=6)
     solved, useful = granted(leases, room=9)
     finish(leases, solved, 8)
-    owed = leases.position().returned.tolist()
-    assert solved.prompt_id not in owed
-    assert useful.prompt_id in owed
+    assert solved.prompt_id not in owed(leases)
+    assert useful.prompt_id in owed(leases)
     # The rest of the epoch comes first.
     leased = [solved.prompt_id, useful.prompt_id]
     for _ in range(4):
@@ -50,7 +49,7 @@ def test_a_run_whose_groups_are_all_equal_completes_no_more_than_the_refill_for_
     leases = book(batch=batch, staleness=0, left_out=2 * batch, prompts=50)
     for step in range(5):
         completed = 0
-        while not (chosen := leases.order(0.0)):
+        while not (chosen := leases.order(0, 0.0)):
             more = granted(leases, room=1, serves=step)
             for lease in more:
                 finish(leases, lease, 8)
@@ -83,7 +82,7 @@ def test_the_newest_all_wrong_groups_come_along_and_hold_no_place() -> None:
     assert len(more) == 3
     for lease in more:
         finish(leases, lease, 2)
-    chosen = [report.lease_id for report in leases.order(0.0, along=True)]
+    chosen = [report.lease_id for report in leases.order(0, 0.0, along=True)]
     assert chosen == [useful.id, *(lease.id for lease in more), wrong[1].id, wrong[2].id]
     assert leases.train() == tuple(chosen)
     assert leases.counts() == LeaseCounts(granted=7, trained=6, filtered=1)
@@ -97,7 +96,7 @@ def test_all_wrong_groups_stay_behind_where_the_law_has_no_bonus_or_the_batch_no
         finish(leases, wrong, 0)
         finish(leases, other, correct)
         finish(leases, granted(leases, room=1)[0], correct)
-        assert len(leases.order(0.0, along=along)) == 2
+        assert len(leases.order(0, 0.0, along=along)) == 2
         assert [report.lease_id for report in leases.take_filtered()] == [wrong.id]
 
 
@@ -107,15 +106,15 @@ def test_an_order_given_up_gives_back_what_came_along() -> None:
     finish(leases, wrong, 0)
     for lease in useful:
         finish(leases, lease, 2)
-    assert len(leases.order(0.0, along=True)) == 3
+    assert len(leases.order(0, 0.0, along=True)) == 3
     leases.give_up([useful[0].id])
     assert leases.counts() == LeaseCounts(granted=4, running=1, ready=2, lost=1)
     assert leases.holds(wrong.id)
     finish(leases, later, 2)
-    assert [report.lease_id for report in leases.order(0.0, along=True)] == [useful[1].id, later.id, wrong.id]
+    assert [report.lease_id for report in leases.order(0, 0.0, along=True)] == [useful[1].id, later.id, wrong.id]
     leases.give_up([wrong.id])
     assert leases.counts().lost == 2
-    assert wrong.prompt_id in leases.position().returned.tolist()
+    assert wrong.prompt_id in owed(leases)
 
 
 def test_an_all_wrong_group_that_grew_too_old_does_not_come_along() -> None:

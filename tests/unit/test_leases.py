@@ -7,7 +7,7 @@ import pytest
 from entrostat.controller.leases import LeaseBook, LeaseRules, derived_seed
 from entrostat.controller.prompts import PromptOrder
 from entrostat.protocol.messages import LeaseCounts
-from tests.made_leases import ACTOR, book, granted
+from tests.made_leases import ACTOR, book, granted, later_book
 from tests.made_messages import group_of, sums_up, version
 
 
@@ -61,7 +61,7 @@ def test_a_lease_ends_exactly_one_way() -> None:
     assert leases.accept(group_of(lease), 0.0)
     assert not leases.accept(group_of(lease), 0.0)  # said twice
     assert leases.expire(1e9) == ()  # ready leases have no deadline
-    assert [report.lease_id for report in leases.order(0.0)] == [lease.id]
+    assert [report.lease_id for report in leases.order(0, 0.0)] == [lease.id]
     assert leases.drop_stale(99) == ()
     assert leases.train() == (lease.id,)
     assert leases.train() == ()
@@ -110,14 +110,14 @@ def test_a_batch_takes_the_oldest_start_first_then_the_first_lease() -> None:
     a, b, c, d = granted(leases, room=4)
     for lease, started in ((d, 1), (b, 0), (c, 1), (a, 2)):
         leases.accept(group_of(lease, started=started), 0.0)
-    assert [report.lease_id for report in leases.order(0.0)] == [b.id, c.id]
+    assert [report.lease_id for report in leases.order(0, 0.0)] == [b.id, c.id]
 
 
 def test_a_batch_is_made_only_when_it_is_whole() -> None:
     leases = book(batch=3)
     for lease in granted(leases, room=2):
         leases.accept(group_of(lease), 0.0)
-    assert leases.order(0.0) == ()
+    assert leases.order(0, 0.0) == ()
     assert leases.counts().ready == 2
 
 
@@ -126,9 +126,9 @@ def test_a_batch_waits_for_older_groups_that_are_on_their_way() -> None:
     first, slow, second, third = granted(leases, 4)
     leases.accept(group_of(first), 1.0)
     leases.accept(group_of(second), 1.0)
-    assert leases.order(1.5) == ()  # `slow` was granted before `second`
+    assert leases.order(0, 1.5) == ()  # `slow` was granted before `second`
     leases.accept(group_of(slow), 1.6)
-    assert [report.lease_id for report in leases.order(1.6)] == [first.id, slow.id]
+    assert [report.lease_id for report in leases.order(0, 1.6)] == [first.id, slow.id]
     assert third.id > second.id
 
 
@@ -137,8 +137,8 @@ def test_a_batch_does_not_wait_for_a_group_that_takes_twice_as_long_as_others() 
     first, dead, second = granted(leases, 3)
     leases.accept(group_of(first), 1.0)
     leases.accept(group_of(second), 1.0)
-    assert leases.order(1.9) == ()
-    assert [report.lease_id for report in leases.order(2.1)] == [first.id, second.id]
+    assert leases.order(0, 1.9) == ()
+    assert [report.lease_id for report in leases.order(0, 2.1)] == [first.id, second.id]
     assert dead.id < second.id
 
 
@@ -146,11 +146,11 @@ def test_a_prompt_is_twice_in_a_batch_only_where_there_is_no_other() -> None:
     leases = book(batch=4, staleness=3, prompts=6)
     for lease in granted(leases, room=12):
         leases.accept(group_of(lease), 0.0)
-    assert len({report.prompt_id for report in leases.order(0.0)}) == 4
+    assert len({report.prompt_id for report in leases.order(0, 0.0)}) == 4
     pair = book(batch=4, staleness=0, prompts=2)
     for lease in granted(pair, room=4):
         pair.accept(group_of(lease), 0.0)
-    assert Counter(report.prompt_id for report in pair.order(0.0)) == {0: 2, 1: 2}
+    assert Counter(report.prompt_id for report in pair.order(0, 0.0)) == {0: 2, 1: 2}
 
 
 def test_an_order_given_up_loses_only_the_missing_groups() -> None:
@@ -158,7 +158,7 @@ def test_an_order_given_up_loses_only_the_missing_groups() -> None:
     first = granted(leases, room=3)
     for lease in first:
         leases.accept(group_of(lease), 0.0)
-    leases.order(0.0)
+    leases.order(0, 0.0)
     leases.give_up((first[1].id, 12345))
     assert leases.counts() == LeaseCounts(granted=3, ready=2, lost=1)
     assert granted(leases, room=9)[0].prompt_id == first[1].prompt_id
@@ -184,7 +184,7 @@ def test_a_lease_says_all_that_an_actor_needs_and_seeds_follow_from_the_run() ->
 
 def test_leases_of_two_branches_never_share_an_id() -> None:
     before = granted(book(), room=5)
-    after = book(branch=1, next_number=2).grant(ACTOR, room=5, serves=version(0, 1), newest=version(0, 1), at=0.0)
+    after = book(branch=1).grant(ACTOR, room=5, serves=version(0, 1), newest=version(0, 1), at=0.0)
     assert {lease.id for lease in before}.isdisjoint(lease.id for lease in after)
 
 
@@ -193,8 +193,8 @@ def test_leases_of_an_abandoned_branch_count_as_rewound() -> None:
     running = granted(leases, room=5)
     for lease in running[:3]:
         leases.accept(group_of(lease), 0.0)
-    leases.order(0.0)
-    later = book(branch=1, counts=leases.counts(), next_number=leases.next_number)
+    leases.order(0, 0.0)
+    later, _ = later_book(leases)
     assert later.counts() == LeaseCounts(granted=5, rewound=5)
     assert sums_up(later.counts())
 
@@ -204,7 +204,7 @@ def test_every_way_to_end_untrained_is_a_warning_with_its_prompts(caplog: pytest
     lost, kept = granted(leases, 2)
     for lease in (lost, kept):
         leases.accept(group_of(lease), 1.0)
-    assert leases.order(1.0)
+    assert leases.order(0, 1.0)
     leases.give_up([lost.id, lost.id, 99])
     leases.drop_stale(1)
     late = granted(leases, 1, at=1.0)[0]
@@ -222,10 +222,10 @@ def test_a_prompt_whose_turn_came_while_it_was_sampled_is_leased_as_soon_as_it_i
     slow, *quick = granted(leases, room=3)
     for lease in quick:
         leases.accept(group_of(lease), 0.0)
-        leases.order(0.0)
+        leases.order(0, 0.0)
         leases.train()
     # The second epoch: prompt 0 is still being sampled when its turn comes.
     assert [lease.prompt_id for lease in granted(leases, room=1, serves=2)] == [1]
     leases.accept(group_of(slow), 0.0)
-    leases.order(0.0)
+    leases.order(0, 0.0)
     assert [lease.prompt_id for lease in granted(leases, room=2, serves=2)] == [0, 2]

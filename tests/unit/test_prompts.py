@@ -49,7 +49,8 @@ def test_a_returned_prompt_that_is_busy_waits_too() -> None:
 def test_a_position_survives_a_restart_with_what_was_under_way_first() -> None:
     order = PromptOrder(6, 0, shuffle=False)
     taken = [order.take((), 0) for _ in range(3)]
-    position = order.position(taken[1:])
+    order.unbind(taken[1:])
+    position = order.position()
     later = PromptOrder(6, 0, shuffle=False)
     later.restore(position)
     assert [later.take((), 0) for _ in range(6)] == [1, 2, 3, 4, 5, 0]
@@ -57,6 +58,8 @@ def test_a_position_survives_a_restart_with_what_was_under_way_first() -> None:
 
 
 def test_a_position_of_a_larger_run_is_refused() -> None:
-    position = PromptOrder(9, 0, shuffle=False).position([8])
+    larger = PromptOrder(9, 0, shuffle=False)
+    larger.put_back([8])
+    position = larger.position()
     with pytest.raises(CheckpointDamaged, match="it has 4"):
         PromptOrder(4, 0, shuffle=False).restore(position)

@@ -89,5 +89,5 @@ def test_a_controller_that_stays_silent_stops_the_actor_by_name() -> None:
                 world.controller.reply = StationLost("no answer")
             world.turn(seconds=20.0)
 
-    with pytest.raises(StationLost, match="6 times in a row"):
+    with pytest.raises(StationLost, match=r"did not answer for \d+ s"):
         silence()
