@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks import own_process
+from benchmarks import own_process, page
 from benchmarks.beside_trl_cells import OUR_CODE
 from benchmarks.cells import RESULTS, ROOT, cell, machine, place, table
 from benchmarks.older_cells import older, result_in
@@ -172,7 +172,9 @@ def main(given: Sequence[str] | None = None) -> int:
             found[name] = result_in(file)
             outdated += file != path
     (RESULTS / NAME).mkdir(parents=True, exist_ok=True)
-    (RESULTS / NAME / "table.md").write_text(tables(found, outdated))
+    text = tables(found, outdated)
+    (RESULTS / NAME / "table.md").write_text(text)
+    page.put(NAME, text.partition("\n\n")[2])  # without its title
     return 1 if failures else 0
 
 

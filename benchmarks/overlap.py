@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from benchmarks import overlap_report as report
+from benchmarks import page
 from benchmarks.cells import RESULTS, cell, machine, place
 from benchmarks.older_cells import older, result_in
 from benchmarks.overlap_cells import PACES, QUICK, Part, Plan, Result, jobs
@@ -79,7 +80,9 @@ def main(given: Sequence[str] | None = None) -> int:
         return 1 if failures else 0
     kept, outdated = there(plan)
     (RESULTS / NAME).mkdir(parents=True, exist_ok=True)
-    (RESULTS / NAME / "table.md").write_text(tables(plan, kept, outdated))
+    text = tables(plan, kept, outdated)
+    (RESULTS / NAME / "table.md").write_text(text)
+    page.put(NAME, text.partition("\n\n")[2].replace("## ", "### "))  # without its title
     return 1 if failures else 0
 
 
