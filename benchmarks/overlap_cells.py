@@ -37,11 +37,11 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     learn_seconds: float  # of an order's optimizer steps
 
 
-# The longest response of a batch has some 180 tokens.
+# The longest response of a batch has some 190 tokens.
 PACES = (
-    Pace(name="1:1", step_seconds=0.0112, learn_seconds=2.0),
-    Pace(name="1:3", step_seconds=0.0052, learn_seconds=3.0),
-    Pace(name="3:1", step_seconds=0.0172, learn_seconds=1.0),
+    Pace(name="1:1", step_seconds=0.0104, learn_seconds=2.0),
+    Pace(name="1:3", step_seconds=0.0049, learn_seconds=3.0),
+    Pace(name="3:1", step_seconds=0.0158, learn_seconds=1.0),
 )
 
 
