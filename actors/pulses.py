@@ -26,6 +26,7 @@ class Pulses:
         self._interval = min(LONGEST_SECONDS, LEASE_SHARE * lease_seconds)
         self._reports: list[GroupReport] = []
         self._sent: int | None = None  # how many reports the pulse under way carries; None without one
+        self._told: PolicyVersion | None = None  # in the last pulse sent
         self._number = 0
         self._failures = 0
         self._silent_since = 0.0
@@ -48,10 +49,12 @@ class Pulses:
 
     def send_if_due(self, now: float, version: PolicyVersion, room: int, running: tuple[int, ...]) -> bool:
         """Sends a pulse if none is under way and there is a reason to; returns whether it did."""
-        news = self._failures == 0 and (self._reports or (room > 0 and now >= self._hungry_at))
+        # Under another version there may be leases that there were none of a moment ago.
+        hungry = room > 0 and (now >= self._hungry_at or version != self._told)
+        news = self._failures == 0 and (self._reports or hungry)
         if self._sent is not None or not (news or now >= self._next_at):
             return False
-        self._sent = len(self._reports)
+        self._sent, self._told = len(self._reports), version
         self._number += 1
         self._controller.send(
             Pulse(
