@@ -49,8 +49,8 @@ class Pulses:
 
     def send_if_due(self, now: float, version: PolicyVersion, room: int, running: tuple[int, ...]) -> bool:
         """Sends a pulse if none is under way and there is a reason to; returns whether it did."""
-        # Under another version there may be leases that there were none of a moment ago.
-        hungry = room > 0 and (now >= self._hungry_at or version != self._told)
+        # Under another version there may be leases that there were none of a moment ago. Who has work can wait.
+        hungry = room > 0 and (version != self._told or (not running and now >= self._hungry_at))
         news = self._failures == 0 and (self._reports or hungry)
         if self._sent is not None or not (news or now >= self._next_at):
             return False

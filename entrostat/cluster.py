@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from entrostat import ray_calls
+from entrostat import ray_calls, recovery
 from entrostat.actors.remote import RolloutActor
 from entrostat.controller.remote import ControllerActor
 from entrostat.learner.remote import BufferActor
@@ -29,6 +28,7 @@ from entrostat.protocol.messages import (
     WeightsManifest,
 )
 from entrostat.protocol.settings import Stations
+from entrostat.recovery import Beginning
 from entrostat.slots import ANSWER_SECONDS, Slots
 
 log = logging.getLogger(__name__)
@@ -62,8 +62,7 @@ class Cluster:
         stations: the run's settings.
         prompts: all prompts of the run, training ones first.
         training_prompts: how many of them are trained on.
-        branch, step: where the policy stands.
-        checkpoint: folder to restore learner and controller from.
+        start: where learner and controller begin.
         address: of a Ray cluster; "local" starts one on this machine.
         stall_seconds: the longest any station may take over one answer.
     """
@@ -74,9 +73,7 @@ class Cluster:
         prompts: PromptSet,
         *,
         training_prompts: int,
-        branch: int,
-        step: int,
-        checkpoint: Path | None,
+        start: Beginning,
         address: str,
         stall_seconds: float,
     ) -> None:
@@ -86,18 +83,17 @@ class Cluster:
         self._settings = ray_calls.share(wire.encode(stations))
         self._prompts = ray_calls.share(wire.encode(prompts))
         self._levels = [prompt.level for prompt in prompts.prompts[:training_prompts]]
-        self._state = None
-        if checkpoint is not None:
-            self._state = np.frombuffer((checkpoint / "controller.bin").read_bytes(), np.uint8)
+        self._start = start
         # Ray may restart these two: what they are made of is not in its object store.
         settings = wire.encode(stations)
         self._buffer = ray_calls.remote(BufferActor, restarts=STATION_RESTARTS).remote(settings)
         self._buffer_lives = self._buffer.endpoint.remote()
-        self._controller = ray_calls.remote(ControllerActor, restarts=STATION_RESTARTS).remote(settings, branch, step)
+        self._controller = ray_calls.remote(ControllerActor, restarts=STATION_RESTARTS).remote(
+            settings, start.version.branch, start.version.step
+        )
         learner_gpus, self._actor_gpus = gpu_shares(stations, ray_calls.gpus())
-        version = PolicyVersion(branch=branch, step=step)
         self._learners = Learners(
-            stations, self._settings, self._prompts, self._buffer, version, checkpoint, gpus=learner_gpus
+            stations, self._settings, self._prompts, self._buffer, start.learner, start.checkpoint, gpus=learner_gpus
         )
         self._learner = self._learners.first
         # The engines come up while the learner loads the policy.
@@ -108,13 +104,13 @@ class Cluster:
 
     def start(self) -> WeightsManifest:
         """Waits until every station is up and every actor serves the starting version."""
-        self._answer(
-            self._controller.start.remote(self._levels, self._buffer, self._state),
-            "the controller",
-            START_SECONDS,
-            watch=False,
-        )
+        begun = self._controller.start.remote(self._levels, self._buffer, self._start.controller)
+        self._answer(begun, "the controller", START_SECONDS, watch=False)
         weights = self._answer(self._learner_starts, "the learner", START_SECONDS, watch=False)
+        for one in self._start.again:
+            again = self.retrain(one.order)
+            recovery.check(one, again)
+            weights = wire.encode(again.manifest)
         self._answer(self._controller.publish.remote(weights), "the controller", ANSWER_SECONDS, watch=False)
         self._slots.weights = weights
         for slot in self._slots.all:
@@ -173,7 +169,8 @@ class Cluster:
         Raises:
             CheckpointDamaged: the order's groups were not recorded, or their file has changed.
         """
-        frame = self._answer(self._learner.retrain.remote(wire.encode(order)), "the learner", self._stall_seconds)
+        reference = self._learner.retrain.remote(wire.encode(order))
+        frame = self._answer(reference, "the learner", self._stall_seconds, watch=False)
         outcome = wire.decode(frame, StepOutcome)
         self._slots.weights = wire.encode(outcome.manifest)
         return outcome

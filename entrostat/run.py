@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 
+import msgspec
 import psutil
 
 from entrostat import summary as summaries
@@ -20,10 +21,10 @@ from entrostat.protocol.messages import (
     ControllerView,
     EvaluationRequest,
     GroupsMissing,
-    PolicyVersion,
     Prompt,
     StepReport,
 )
+from entrostat.recovery import Beginning
 from entrostat.rows import MetricsRow, evaluation_row, metrics_row, read_evaluations, read_metrics
 from entrostat.saving import Saving
 from entrostat.screen import Screen
@@ -47,7 +48,7 @@ class Run:
         cluster: the stations, not yet started.
         evaluation_prompts: the fixed unseen prompts.
         trained_levels: levels of the training prompts; the scores are made of these.
-        version: where the policy stands.
+        start: where the run begins.
         began: when the command was given, Unix time.
         restarts: how often it went on by itself after a station was lost.
     """
@@ -62,7 +63,7 @@ class Run:
         *,
         evaluation_prompts: tuple[Prompt, ...],
         trained_levels: frozenset[str],
-        version: PolicyVersion,
+        start: Beginning,
         began: float,
         restarts: int = 0,
     ) -> None:
@@ -73,7 +74,8 @@ class Run:
         self._sinks = sinks
         self._evaluation_prompts = evaluation_prompts
         self._trained_levels = trained_levels
-        self._version = version
+        self._version = start.version
+        self._again = start.again
         self._began = began
         self._restarts = restarts
         self._interrupt = Interrupt(screen.say)
@@ -130,11 +132,31 @@ class Run:
                 health=f"http://{host}:{port}/healthz",
             )
         )
+        self._write_missing_rows()
         self._stop_if_asked()
         if self._version.step == 0 and not self._evaluated(0):
             # It shares the engine with the first samples; that actor keeps these weights until it has ended.
             self._begin_evaluation()
         self._last_step_ended = self._since = time.monotonic()
+
+    def _write_missing_rows(self) -> None:
+        """A kill may come between a step and its row: what was trained again gets those that are not there."""
+        written = max((row.step for row in read_metrics(self._directory.metrics)), default=0)
+        if self._again:
+            self._screen.say(f"{len(self._again)} recorded steps were trained again, to the same weights")
+        for one in self._again:
+            if one.report.version.step > written:
+                row = metrics_row(
+                    one.report,
+                    one.view,
+                    [],
+                    unix_seconds=time.time(),
+                    step_seconds=sum(msgspec.structs.astuple(one.report.phases)),
+                    coefficient=one.order.coefficient,
+                    samples=len(one.order.groups) * self._config.rollout.samples_per_prompt,
+                    memory_gib=0.0,
+                )
+                self._show(row)
 
     def _step(self) -> None:
         waited_since = time.monotonic()
