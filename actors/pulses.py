@@ -46,7 +46,9 @@ class Pulses:
         """Reports whose arrival is not confirmed."""
         return len(self._reports)
 
-    def send_if_due(self, now: float, version: PolicyVersion, room: int, running: tuple[int, ...]) -> bool:
+    def send_if_due(
+        self, now: float, version: PolicyVersion, room: int, running: tuple[int, ...], judging: int = 0
+    ) -> bool:
         """Sends a pulse if none is under way and there is a reason to; returns whether it did."""
         news = self._failures == 0 and (self._reports or (room > 0 and now >= self._hungry_at))
         if self._sent is not None or not (news or now >= self._next_at):
@@ -62,6 +64,7 @@ class Pulses:
                 room=room,
                 running=running,
                 reports=tuple(self._reports),
+                judging=judging,
             )
         )
         return True

@@ -32,6 +32,7 @@ from entrostat.rows import read_metrics
 from entrostat.run import Run
 from entrostat.screen import open_screen
 from entrostat.summary import Summary, sentences
+from entrostat.watchdog import Heart, reported
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +174,8 @@ def carry_out(
             closing.callback(sink.close)
         screen = open_screen(config.run.steps, config.run.name)
         closing.callback(screen.close)
+        heart = Heart(directory.path / "stall.txt", config.run.stall_seconds, config.rollout.lease_seconds)
+        closing.callback(heart.close)
         cluster = Cluster(
             configs.stations(config, directory.path),
             prompts,
@@ -182,8 +185,11 @@ def carry_out(
             checkpoint=checkpoint,
             address=address,
             stall_seconds=config.run.stall_seconds,
+            beat=heart.beat,
         )
+        heart.told = cluster.told
         closing.callback(cluster.close)
+        closing.callback(heart.leave)
         run = Run(
             config,
             directory,
@@ -196,7 +202,8 @@ def carry_out(
             began=began,
         )
         try:
-            return run.train()
+            with reported(heart, cluster.picture):
+                return run.train()
         except EntrostatError as error:
             log.error("the run ends: %s", error)
             if checkpoints.newest(directory.checkpoints) is not None and not isinstance(error, Interrupted):

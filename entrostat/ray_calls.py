@@ -10,6 +10,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from entrostat import processes
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import EntrostatError, ResourceError, Stalled, StationAway, StationLost
 
@@ -102,12 +103,18 @@ def answer(reference: Any, who: str, seconds: float) -> Any:
 
 
 def stop(stations: Sequence[Any], seconds: float) -> None:
-    """Asks the actors to stop, waits so long, and leaves the cluster. Never raises: it also follows failures."""
+    """Asks the actors to stop, waits so long, and leaves the cluster. Never raises: it also follows failures.
+
+    Of a cluster that was started here no process is left.
+    """
+    below = processes.below_ray()
     try:
         ray.wait([station.stop.remote() for station in stations], num_returns=len(stations), timeout=seconds)
     except RayError as error:
         log.warning("a station did not stop by itself: %s", error)
     ray.shutdown()
+    if killed := processes.end(below):
+        log.warning("%d processes of Ray did not end by themselves and were killed", killed)
 
 
 def first_sentence(text: str) -> str:
