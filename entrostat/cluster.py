@@ -85,7 +85,7 @@ class Cluster:
         checkpoint: Path | None,
         address: str,
         stall_seconds: float,
-        beat: Callable[[str], None] = lambda who: None,
+        beat: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._stations = stations
         self._beat, self._lookout, self._silent = beat, Lookout(), set[str]()
@@ -280,6 +280,8 @@ class Cluster:
         came_up = self._slots.watch()
         self._lookout.hear(self._slots.views)
         if came_up or self._returned:
+            if self._returned:
+                self._lookout.locate(self._handles())
             self._returned = False
             self._register_targets()
 

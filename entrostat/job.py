@@ -205,6 +205,7 @@ def carry_out(
             with reported(heart, cluster.picture):
                 return run.train()
         except EntrostatError as error:
+            heart.failed(error)
             log.error("the run ends: %s", error)
             if checkpoints.newest(directory.checkpoints) is not None and not isinstance(error, Interrupted):
                 screen.say(f"go on from its newest checkpoint with: entrostat train --resume {directory.path}")

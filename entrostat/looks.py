@@ -1,5 +1,6 @@
 """The stations asked what they do: all at once, with one short deadline, whatever becomes of them."""
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 from entrostat import ray_calls
 from entrostat.processes import state_of
 from entrostat.protocol import wire
+from entrostat.protocol.errors import EntrostatError
 from entrostat.protocol.messages import ActorView, Stacks, Standing
 from entrostat.stall import Look, Told
 
+log = logging.getLogger(__name__)
+
 LOOK_SECONDS = 5.0
-READ_SECONDS = 1.0
 
 Place = tuple[str, int]  # host, process
 
@@ -21,11 +24,16 @@ class Lookout:
 
     def __init__(self) -> None:
         self.places: dict[str, Place] = {}
+        self._asked: dict[str, Any] = {}
         self._told: dict[int, tuple[ActorView, float]] = {}
 
     def hear(self, views: list[ActorView]) -> None:
-        """Notes the actors' views; one that was noted before keeps its age."""
+        """Notes the actors' views, one that was noted before keeps its age, and where stations say that they run."""
         now = time.monotonic()
+        for name in [name for name, reference in self._asked.items() if ray_calls.done(reference)]:
+            look = self._answered(name, self._asked.pop(name), now)
+            if look.process:
+                self.places[name] = (look.host, look.process)
         for view in views:
             known = self._told.get(view.slot)
             if known is None or known[0] is not view:
@@ -39,8 +47,9 @@ class Lookout:
         return tuple(Told(view=view, age_seconds=now - since) for view, since in list(self._told.values()))
 
     def locate(self, stations: Mapping[str, Any]) -> None:
-        """Asks stations that are up where they run."""
-        self.places |= {look.name: (look.host, look.process) for look in self.look(stations) if look.process}
+        """Asks stations where they run, without waiting; `hear` takes the answers in."""
+        self.places.clear()
+        self._asked = {name: handle.stacks.remote() for name, handle in stations.items()}
 
     def look(self, stations: Mapping[str, Any], seconds: float = LOOK_SECONDS) -> tuple[Look, ...]:
         """What each station's threads do."""
@@ -50,15 +59,15 @@ class Lookout:
 
     def _answered(self, name: str, reference: Any, deadline: float) -> Look:
         try:
-            found = wire.decode(_within(reference, name, deadline), Stacks)
-        except Exception as error:  # the report must come, whatever this station's call came to
+            found = wire.decode(ray_calls.soon(reference, name, deadline), Stacks)
+        except EntrostatError as error:
             host, process = self.places.get(name, ("", 0))
             return Look(
                 name=name,
                 host=host,
                 process=process,
                 stacks="",
-                problem=str(error) or type(error).__name__,
+                problem=f"did not answer ({error})",
                 state=state_of(host, process),
             )
         return Look(name=name, host=found.host, process=found.process, stacks=found.text)
@@ -66,14 +75,9 @@ class Lookout:
 
 def standing(controller: Any, seconds: float = LOOK_SECONDS) -> Standing | None:
     """How the controller stands; None where it does not say in time."""
+    reference = controller.standing.remote()
     try:
-        reference = controller.standing.remote()
-        return wire.decode(_within(reference, "the controller", time.monotonic() + seconds), Standing)
-    except Exception:  # the report must come, whatever the call came to
+        return wire.decode(ray_calls.soon(reference, "the controller", time.monotonic() + seconds), Standing)
+    except EntrostatError as error:
+        log.warning("the controller does not say how it stands: %s", error)
         return None
-
-
-def _within(reference: Any, name: str, deadline: float) -> Any:
-    if not ray_calls.done(reference, deadline - time.monotonic()):
-        raise TimeoutError(f"no answer within {LOOK_SECONDS:.0f} s")
-    return ray_calls.answer(reference, name, READ_SECONDS)

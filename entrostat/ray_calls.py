@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from entrostat.protocol.errors import EntrostatError, ResourceError, Stalled, St
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 1 << 30
+READ_SECONDS = 1.0  # a small answer that is there
 
 
 def connect(address: str, cpus: int) -> None:
@@ -100,6 +102,20 @@ def answer(reference: Any, who: str, seconds: float) -> Any:
         raise StationLost(f"{who} died: {first_sentence(str(error))}") from error
     except GetTimeoutError as error:
         raise Stalled(f"the answer of {who} could not be read within {seconds:.0f} s") from error
+
+
+def soon(reference: Any, who: str, deadline: float) -> Any:
+    """A call's answer if it comes before `deadline` (monotonic), and whatever else it comes to as an error of ours.
+
+    Raises:
+        EntrostatError: none came, or something else did.
+    """
+    if not done(reference, deadline - time.monotonic()):
+        raise Stalled(f"no answer of {who} in time")
+    try:
+        return answer(reference, who, READ_SECONDS)
+    except RayError as error:
+        raise StationLost(f"{who} could not answer: {first_sentence(str(error))}") from error
 
 
 def stop(stations: Sequence[Any], seconds: float) -> None:

@@ -178,7 +178,7 @@ class Run:
         self._keep(row.step)
 
     def _waits(self, waited: float) -> Waits:
-        """What the learner waited for since the step before: `waited` seconds for this order, and for what came between."""
+        """What the learner waited for since the step before, `waited` seconds of it for this order."""
         waits = self._cluster.waits(Waits(**self._apart))
         known = waits.sampling + waits.verifying + waits.weights + waits.no_actors
         other = max(0.0, waited - known)

@@ -146,8 +146,8 @@ def _controller(picture: Picture) -> Iterator[str]:
     oldest = sorted(standing.running, key=lambda lease: -lease.age_seconds)
     for lease in oldest[:MOST_LEASES]:
         yield (
-            f"  lease {lease.id} on prompt {lease.prompt_id}: slot {lease.slot}, incarnation {lease.incarnation}, under "
-            f"{lease.version}, for {lease.age_seconds:.1f} s, {lease.left_seconds:.1f} s to its deadline"
+            f"  lease {lease.id} on prompt {lease.prompt_id}: slot {lease.slot}, incarnation {lease.incarnation}, "
+            f"under {lease.version}, for {lease.age_seconds:.1f} s, {lease.left_seconds:.1f} s to its deadline"
         )
     if len(oldest) > MOST_LEASES:
         yield f"  … and {len(oldest) - MOST_LEASES} younger leases"

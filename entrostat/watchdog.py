@@ -1,7 +1,7 @@
 """What ends a run that no longer moves: a report, and exit code 3, even where the driver itself is stuck.
 
-A stall that the driver's main thread sees is an error, `Stalled`, which `reported` writes down. A thread of its own sees
-to it that the main thread comes by at all: a call into Ray may never return where Ray's own processes are stuck.
+A stall that the driver's main thread sees is an error, `Stalled`, which `reported` writes down. A thread of its own
+sees to it that the main thread comes by at all: a call into Ray may never return where Ray's processes are stuck.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from entrostat import processes, stall
 from entrostat.directory import write_atomically
-from entrostat.protocol.errors import Stalled
+from entrostat.protocol.errors import EntrostatError, Stalled
 from entrostat.protocol.stacks import stacks
 from entrostat.stall import Look, Picture, Told
 
@@ -25,7 +25,6 @@ START_SECONDS = 300.0  # the longest the main thread may take until it first com
 GRACE_SECONDS = 30.0  # it may be so much later than the deadline whose passing it is to notice
 LEAVE_SECONDS = 30.0  # from the decision to end the run until its cluster is left
 LAST_WORDS_SECONDS = 10.0  # for the report of a main thread that is stuck
-EXIT_CODE = Stalled.exit_code
 
 
 class Heart:
@@ -33,8 +32,9 @@ class Heart:
 
     Args:
         path: where the report goes.
-        stall_seconds: the longest the main thread may be away; it gets `GRACE_SECONDS` on top.
+        stall_seconds: the longest the main thread may be away; it gets `grace_seconds` on top.
         lease_seconds: for the report.
+        grace_seconds, start_seconds: see above.
         told: what the rollout actors last said.
         exit: ends the process.
     """
@@ -45,14 +45,17 @@ class Heart:
         stall_seconds: float,
         lease_seconds: float,
         *,
+        grace_seconds: float = GRACE_SECONDS,
+        start_seconds: float = START_SECONDS,
         told: Callable[[], tuple[Told, ...]] = tuple,
         exit: Callable[[int], object] = os._exit,
     ) -> None:
-        self.path, self._limit, self._lease_seconds = path, stall_seconds + GRACE_SECONDS, lease_seconds
+        self.path, self._limit, self._lease_seconds = path, stall_seconds + grace_seconds, lease_seconds
         self.told, self._exit = told, exit
         self._last = self._stalled = False
+        self._failure: EntrostatError | None = None
         self._doing, self._since = "the stations' start", time.monotonic()
-        self._beaten, self._due = self._since, self._since + max(self._limit, START_SECONDS)
+        self._beaten, self._due = self._since, self._since + max(self._limit, start_seconds)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -81,6 +84,10 @@ class Heart:
         write_atomically(self.path, stall.report(picture).encode())
         self._stalled = True
 
+    def failed(self, error: EntrostatError) -> None:
+        """The run ends with this error, if its cluster can't be left too."""
+        self._failure = error
+
     @property
     def doing(self) -> tuple[str, float]:
         """What the main thread waits for, and for how long."""
@@ -97,10 +104,13 @@ class Heart:
         else:
             return
         # Neither a full disk nor a lock that the main thread holds may keep the process.
-        threading.Timer(LAST_WORDS_SECONDS, self._end).start()
+        latest = threading.Timer(LAST_WORDS_SECONDS, self._end)
+        latest.daemon = True
+        latest.start()
         try:
             self._last_words()
         finally:
+            latest.cancel()
             self._end()
 
     def _last_words(self) -> None:
@@ -118,17 +128,20 @@ class Heart:
             told=self.told(),
             looks=(Look(name="the driver", host=look.host, process=look.process, stacks=look.text),),
         )
+        if self._failure is not None:
+            print(f"entrostat: {self._failure}", file=sys.stderr)
         print(f"entrostat: {reason}\n  its stack: {self.path}", file=sys.stderr, flush=True)
-        if self._stalled:  # what the main thread saw is to be read first
-            write_atomically(self.path, (self.path.read_text() + "\n" + stall.report(picture)).encode())
-        else:
-            write_atomically(self.path, stall.report(picture).encode())
+        try:
+            earlier = self.path.read_text() + "\n" if self._stalled else ""  # what the main thread saw
+            write_atomically(self.path, (earlier + stall.report(picture)).encode())
+        except OSError as error:
+            print(f"entrostat: {self.path} can't be written: {error.strerror}", file=sys.stderr, flush=True)
 
     def _end(self) -> None:
         left = processes.below_ray()
         # A driver whose Ray dies may be ended by Ray, with a code of its own: no time between these two.
         processes.kill(left)
-        self._exit(EXIT_CODE)
+        self._exit(Stalled.exit_code if self._failure is None else self._failure.exit_code)
 
 
 @contextlib.contextmanager
@@ -136,6 +149,7 @@ def reported(heart: Heart, look: Callable[[str, str, float], Picture]) -> Iterat
     """Writes down what a stall looks like, before anything is torn down.
 
     Args:
+        heart: of the run; from a stall on it sees to the process's end.
         look: the reason, who is waited for, and how long → the picture; takes some seconds at most.
 
     Raises:
