@@ -32,11 +32,11 @@ class WaitClock:
 
     def add(self, more: Waits) -> None:
         """Enters some."""
-        together = {}
+        together: dict[str, float] = {}
         for cause in metrics.WAITS:
-            seconds = getattr(more, cause)
+            seconds = float(getattr(more, cause))
             self._exporter.add(metrics.WAITING, seconds, cause=cause)
-            together[cause] = getattr(self._waits, cause) + seconds
+            together[cause] = float(getattr(self._waits, cause)) + seconds
         self._waits = Waits(**together)
 
     def take(self) -> Waits:

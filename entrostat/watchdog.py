@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 START_SECONDS = 300.0  # the longest the main thread may take until it first comes by
 GRACE_SECONDS = 30.0  # it may be so much later than the deadline whose passing it is to notice
-LEAVE_SECONDS = 30.0  # from the decision to end the run until its cluster is left
+LEAVE_SECONDS = 60.0  # from the end of a run until its cluster is left …
+STALLED_SECONDS = 25.0  # … and of a stalled one, from the decision to end it; who did not answer is not waited for
 LAST_WORDS_SECONDS = 10.0  # for the report of a main thread that is stuck
 
 
@@ -159,7 +160,7 @@ def reported(heart: Heart, look: Callable[[str, str, float], Picture]) -> Iterat
         yield
     except Stalled as error:
         doing = heart.doing
-        heart.leave(LEAVE_SECONDS)
+        heart.leave(STALLED_SECONDS)
         picture = look(str(error), *doing)
         log.error("stalled: %s; %s", picture.reason, stall.likely_cause(picture))
         try:

@@ -26,7 +26,7 @@ Station = Literal["rollout", "controller", "learner", "buffer"]
 
 OUTCOMES = ("trained", "filtered", "expired", "returned", "stale", "lost", "rewound")
 PHASES = PhaseSeconds.__struct_fields__
-WAITS = Waits.__struct_fields__
+WAITS: tuple[str, ...] = Waits.__struct_fields__
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 

@@ -13,7 +13,8 @@ from entrostat.protocol.messages import Stacks
 def stacks() -> Stacks:
     """This process, and the stack of each of its threads, the newest call last; the asking one is among them."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    texts = [_text(names.get(ident, f"thread {ident}"), frame) for ident, frame in sys._current_frames().items()]
+    frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage]  # documented, under this very name
+    texts = [_text(names.get(ident, f"thread {ident}"), frame) for ident, frame in frames.items()]
     return Stacks(host=platform.node(), process=os.getpid(), text="\n".join(sorted(texts)))
 
 

@@ -48,7 +48,7 @@ def test_the_waits_are_drawn_by_cause_as_shares_of_all_time_that_passed() -> Non
     axes = Figure().subplots()
     draw_waiting(axes, [metrics_row(step, wait_cause_seconds=waits) for step in (1, 2, 3)])
     assert axes.get_legend_handles_labels()[1] == ["sampling", "evaluation"]
-    tops = [float(area.get_paths()[0].vertices[:, 1].max()) for area in axes.collections]
+    tops = [float(np.asarray(area.get_paths()[0].vertices)[:, 1].max()) for area in axes.collections]
     assert tops == pytest.approx([0.5 / 4.0, 2.5 / 4.0])  # of steps of 2 s, and an evaluation of 2 s after each
 
 
