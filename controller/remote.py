@@ -19,6 +19,7 @@ from entrostat.controller.waiting import WaitClock, cause_of, standing
 from entrostat.protocol import metrics, wire
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import StationLost
+from entrostat.protocol.lives import Writer
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import (
     GroupsMissing,
@@ -73,17 +74,18 @@ class ControllerActor:
 
     Args:
         settings: a `Stations` frame.
-        buffer: handle of the sample buffer.
         branch: of all versions from now on.
         step: the branch starts from these weights.
     """
 
-    def __init__(self, settings: UInt8, buffer: BufferHandle, branch: int = 0, step: int = 0) -> None:
-        # What can fail waits for `start`: an error in a constructor reaches nobody with its type. What is large is
-        # given there too: after a restart it is in the journal.
+    def __init__(self, settings: UInt8, branch: int = 0, step: int = 0) -> None:
+        # What can fail waits for `start`: an error in a constructor reaches nobody with its type. What lies in Ray's
+        # object store is given there too, or a restart would depend on it: the prompts' levels and the state are in
+        # the journal by then, the buffer's handle comes with `welcome`.
         self._settings = wire.decode(settings, Stations)
         self._branch, self._step = branch, step
-        self._buffer = buffer
+        self._buffer: BufferHandle | None = None
+        self._writer: Writer | None = None
         self._journal = Folder(Path(self._settings.directory) / "journal")
         self._started: Started | None = None
         self._targets: list[dict[str, Any]] = []
@@ -92,19 +94,22 @@ class ControllerActor:
         self._ticker: asyncio.Task[None] | None = None
         self._stepped = 0.0  # when the last step was reported
 
-    async def start(self, levels: Sequence[str], state: UInt8 | None = None) -> int:
+    async def start(self, levels: Sequence[str], buffer: BufferHandle, state: UInt8 | None = None) -> int:
         """Sets the controller up and starts its clock; returns the port of its metrics.
 
         Args:
             levels: `[prompts]` the level of each training prompt.
+            buffer: handle of the sample buffer.
             state: a `ControllerState` frame of an earlier branch.
 
         Raises:
+            StationLost: a newer life of the run has begun.
             TaskError: there are no prompts.
             CheckpointDamaged: the state does not fit.
             JournalDamaged, JournalDiffers: the branch's journal can't be gone on with.
             ResourceError: the metrics port is taken, or the journal can't be written.
         """
+        self._buffer = buffer
         if self._started is None:
             before = None if state is None else wire.decode(state, ControllerState)
             self._started = self._start(levels, before)
@@ -112,6 +117,8 @@ class ControllerActor:
 
     def _start(self, levels: Sequence[str] | None, state: ControllerState | None) -> Started:
         stations, began = self._settings, time.monotonic()
+        if self._writer is None:
+            self._writer = Writer(stations.directory, self._branch, "the controller")
         log_to(stations.directory, "controller")
         desk = Desk(stations, levels, self._journal, time.monotonic, branch=self._branch, step=self._step, state=state)
         exporter = Exporter(
@@ -123,9 +130,6 @@ class ControllerActor:
             desk.controller.term,
             time.monotonic() - began,
         )
-        if desk.controller.term:
-            # What was to be forgotten when the process before died is known no more.
-            self._buffer.retain.remote(desk.controller.held)
         exporter.set(metrics.STALL_LIMIT, stations.stall_seconds)
         self._stepped = time.monotonic()
         return Started(desk, exporter, Telemetry(exporter, desk.controller), WaitClock(exporter))
@@ -184,6 +188,12 @@ class ControllerActor:
         log.info("version %s is published, %d bytes", manifest.version, manifest.bytes)
         self._running().desk.publish(manifest)
         self._happened()
+
+    async def welcome(self, buffer: BufferHandle) -> None:
+        """After a restart: the buffer's handle, which the journal does not hold."""
+        self._buffer = buffer
+        # What was to be forgotten when the process before died is known no more.
+        buffer.retain.remote(self._running().desk.controller.held)
 
     async def scale(self, actors: int) -> None:
         """So many rollout actors are wanted from now on."""
@@ -265,7 +275,7 @@ class ControllerActor:
         self._changed = asyncio.Event()
 
     def _discard(self, desk: Desk) -> None:
-        if discarded := desk.discards():
+        if self._buffer is not None and (discarded := desk.discards()):
             self._buffer.discard.remote(discarded)
 
     def _note_order(self, order: TrainOrder) -> None:

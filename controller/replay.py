@@ -30,8 +30,8 @@ def replay(
         if wire.encode(again).data != frame:
             where, before, now = _difference(msgspec.to_builtins(record.commands), msgspec.to_builtins(again.commands))
             raise JournalDiffers(
-                f"{name}, byte {offset:,}: a {type(record.event).__name__} at version {controller.version} led to "
-                f"{where} = {before}, applied again it leads to {now}"
+                f"{name}, byte {offset:,}: the event {type(record.event).__name__} at version {controller.version} led "
+                f"to {where} = {before}, applied again it leads to {now}"
             )
         yield offset, record.event, again.commands
 

@@ -101,9 +101,7 @@ class Cluster:
         settings = wire.encode(stations)
         self._buffer = ray_calls.remote(BufferActor, restarts=STATION_RESTARTS).remote(settings)
         self._buffer_lives = self._buffer.endpoint.remote()
-        self._controller = ray_calls.remote(ControllerActor, restarts=STATION_RESTARTS).remote(
-            settings, self._buffer, branch, step
-        )
+        self._controller = ray_calls.remote(ControllerActor, restarts=STATION_RESTARTS).remote(settings, branch, step)
         learner_gpus, self._actor_gpus = gpu_shares(stations, ray_calls.gpus())
         version = PolicyVersion(branch=branch, step=step)
         self._learners = Learners(
@@ -119,7 +117,10 @@ class Cluster:
     def start(self) -> WeightsManifest:
         """Waits until every station is up and every actor serves the starting version."""
         self._answer(
-            self._controller.start.remote(self._levels, self._state), "the controller", START_SECONDS, watch=False
+            self._controller.start.remote(self._levels, self._buffer, self._state),
+            "the controller",
+            START_SECONDS,
+            watch=False,
         )
         weights = self._answer(self._learner_starts, "the learner", START_SECONDS, watch=False)
         self._answer(self._controller.publish.remote(weights), "the controller", ANSWER_SECONDS, watch=False)
@@ -335,6 +336,8 @@ class Cluster:
         while True:
             try:
                 if self._controller_away:
+                    welcome = self._controller.welcome.remote(self._buffer)
+                    self._answer(welcome, "the controller", ANSWER_SECONDS)
                     self._answer(self._controller.publish.remote(self._slots.weights), "the controller", ANSWER_SECONDS)
                     self._controller_away, self._returned = False, True
                 return self._answer(getattr(self._controller, call).remote(*arguments), "the controller", seconds)

@@ -51,6 +51,7 @@ class Run:
         trained_levels: levels of the training prompts; the scores are made of these.
         version: where the policy stands.
         began: when the command was given, Unix time.
+        restarts: how often it went on by itself after a station was lost.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Run:
         trained_levels: frozenset[str],
         version: PolicyVersion,
         began: float,
+        restarts: int = 0,
     ) -> None:
         self._config = config
         self._directory = directory
@@ -75,11 +77,11 @@ class Run:
         self._trained_levels = trained_levels
         self._version = version
         self._began = began
+        self._restarts = restarts
         self._interrupt = Interrupt(screen.say)
         self._since = self._last_step_ended = time.monotonic()  # the last step, or whatever moved last
-        self._apart = dict.fromkeys(
-            ("checkpoint", "evaluation", "other"), 0.0
-        )  # what the controller can't see, seconds
+        # Seconds of waiting that the controller can't see, since it was last told.
+        self._apart = dict.fromkeys(("checkpoint", "evaluation", "other"), 0.0)
         self._alarms = Alarms(directory.path, config.verifier.alarm_share)
         self._watch = watch(config.model, config.rollout, config.learner)
         self._saving = Saving(cluster, directory, config.checkpoint.keep)
@@ -93,6 +95,7 @@ class Run:
         Raises:
             Interrupted: the user stopped it; everything is saved.
             Stalled: nothing moved for `run.stall_seconds`.
+            StationLost: a station died.
         """
         with self._interrupt.listening():
             try:
@@ -104,8 +107,13 @@ class Run:
                 self._cluster.finish()
             except Stalled:
                 raise  # whoever hangs may be the one that writes the checkpoint under way; the one before is whole
-            except EntrostatError:
+            except EntrostatError as error:
                 self._saving.settle()
+                if isinstance(error, StationLost) and self._interrupt.asked:
+                    raise Interrupted(
+                        f"stopped, and nothing more could be saved: {error}; go on from what was saved before with: "
+                        f"entrostat train --resume {self._directory.path}"
+                    ) from error
                 raise
         return self._finish()
 
@@ -129,7 +137,7 @@ class Run:
             )
         )
         self._stop_if_asked()
-        if self._version.step == 0:
+        if self._version.step == 0 and not self._evaluated(0):
             # It shares the engine with the first samples; that actor keeps these weights until it has ended.
             self._begin_evaluation()
         self._last_step_ended = self._since = time.monotonic()
@@ -311,6 +319,7 @@ class Run:
             seconds=time.time() - self._began,
             first_step_seconds=self._first_step_seconds,
             actor_restarts=self._cluster.restarts,
+            restarts=self._restarts,
         )
         summaries.write(summary, self._directory.summary)
         return summary

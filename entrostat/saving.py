@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from entrostat.cluster import Commit
-from entrostat.directory import RunDirectory
+from entrostat.directory import RunDirectory, sync
 from entrostat.learner import checkpoint as checkpoints
 from entrostat.learner import recorded
 from entrostat.protocol.errors import EntrostatError
@@ -49,6 +49,10 @@ class Saving:
         """Begins the checkpoint of the step the run stands at, unless there is one; waits for an earlier one first."""
         self.collect(wait=True)
         if not self.folder(step).exists():
+            self._directory.check()
+            for rows in (self._directory.metrics, self._directory.evaluations):
+                if rows.exists():
+                    sync(rows)  # a checkpoint that outlives a loss of power must not outlive its rows
             self._commit = self._cluster.save(self.folder(step))
 
     def collect(self, *, wait: bool, watch: bool = True) -> None:

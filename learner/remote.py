@@ -14,10 +14,12 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 
 from entrostat.learner import recorded
 from entrostat.learner.buffer import SampleBuffer
+from entrostat.learner.checkpoint import no_fence
 from entrostat.learner.followers import Followers, joined, listening_socket
 from entrostat.protocol import metrics, wire
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import EntrostatError, Stalled, StationLost
+from entrostat.protocol.lives import Writer
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import Group, GroupsMissing, PolicyVersion, PromptSet, StepReport, TrainOrder
 from entrostat.protocol.metrics import Exporter
@@ -109,6 +111,7 @@ class LearnerActor:
         self._followers = Followers(followers, stations.learner.rank_seconds)
         self._exporter = Exporter("learner", host=stations.metrics_host)
         self._trainer: Trainer | None = None
+        self._fence: Callable[[], None] = no_fence  # until it has the right to write
         self._records, self._recorded = stations.record_samples, Path(stations.directory) / recorded.FOLDER
         self._commit: tuple[float, Callable[[], None]] | None = None  # since when, and what is left of it to do
 
@@ -121,18 +124,27 @@ class LearnerActor:
 
         stations = wire.decode(self._settings_frame, Stations)
         prompts = wire.decode(self._prompts_frame, PromptSet)
+        self._fence = Writer(stations.directory, self._version.branch, "the learner").check
         log_to(stations.directory, "learner")
         disable_progress_bar()
         address = ray.util.get_node_ip_address()
         if not self._followers.count:
-            self._trainer = Trainer(stations, prompts, self._version, self._checkpoint, address=address)
+            self._trainer = Trainer(
+                stations, prompts, self._version, self._checkpoint, address=address, fence=self._fence
+            )
             return self._published()
         with listening_socket() as opened:
             host, port = opened.getsockname()[:2]
             with self._followers.beside("start", host, port):
                 ranks = joined(stations, 0, host, port, opened.detach())
                 self._trainer = Trainer(
-                    stations, prompts, self._version, self._checkpoint, ranks=ranks, address=address
+                    stations,
+                    prompts,
+                    self._version,
+                    self._checkpoint,
+                    ranks=ranks,
+                    address=address,
+                    fence=self._fence,
                 )
                 return self._published()
 
@@ -144,6 +156,7 @@ class LearnerActor:
         if missing:
             return wire.encode(GroupsMissing(version=order.version, lease_ids=tuple(missing)))
         if self._records:
+            self._fence()
             recorded.write(self._recorded, order.version, frames)
         return self._trained(order, frames, wait=wait_seconds, fetch=time.perf_counter() - began)
 

@@ -77,12 +77,19 @@ def copied(policy: Policy, optimizer: Optimizer) -> Copy:
     )
 
 
-def commit(folder: Path, version: PolicyVersion, controller: UInt8, write_state: Callable[[Path], None]) -> None:
+def commit(
+    folder: Path,
+    version: PolicyVersion,
+    controller: UInt8,
+    write_state: Callable[[Path], None],
+    fence: Callable[[], None] = checkpoint.no_fence,
+) -> None:
     """Commits the checkpoint `folder` of a version, with the controller's snapshot frame `[bytes]`; on the first rank.
 
     `write_state` puts the learner's state into the directory it is given: `write_copy` or `save_state`.
 
     Raises:
+        StationLost: `fence` refused.
         ResourceError: the disk is full, or can't be written.
     """
 
@@ -91,7 +98,7 @@ def commit(folder: Path, version: PolicyVersion, controller: UInt8, write_state:
         (partial / CONTROLLER).write_bytes(controller.tobytes())
 
     try:
-        checkpoint.commit(folder, branch=version.branch, step=version.step, write=write)
+        checkpoint.commit(folder, branch=version.branch, step=version.step, write=write, fence=fence)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(checkpoint.partial(folder), ignore_errors=True)  # others need room on that disk too
         reason = error.strerror if isinstance(error, OSError) else None

@@ -71,6 +71,7 @@ class Trainer:
         shared_memory: where versions are published.
         ranks: the trainers that make each step together.
         address: of this node, as actors on others reach it.
+        fence: raises where this trainer may not write into the run directory any more.
 
     Raises:
         ModelError: the policy can't be loaded.
@@ -88,10 +89,12 @@ class Trainer:
         shared_memory: Path = ROOT,
         ranks: Ranks = ALONE,
         address: str = LOCAL,
+        fence: Callable[[], None] = checkpoint.no_fence,
     ) -> None:
         self._stations, self._settings = stations, stations.learner
         self._prompts = {prompt.id: prompt for prompt in prompts.prompts}
         self.version = version
+        self._fence = fence
         self._between_steps = False  # of an order: the weights are those of no version
         device = chosen_device(self._settings)
         if self._settings.threads or device.type == "cpu":
@@ -205,13 +208,14 @@ class Trainer:
         Raises:
             EntrostatError: an order failed between its optimizer steps.
             ResourceError: the disk is full, or can't be written; of one rank, what is returned raises it.
+            StationLost: a newer life of the run has begun; of one rank, what is returned raises it.
         """
         self._check_whole()
         if self._policy.ranks.alone:
             write = partial(write_copy, policy=self._policy, copy=copied(self._policy, self._optimizer))
-            return partial(commit, folder, self.version, controller, write)
+            return partial(commit, folder, self.version, controller, write, self._fence)
         write = partial(save_state, policy=self._policy, optimizer=self._optimizer)
-        commit(folder, self.version, controller, write)
+        commit(folder, self.version, controller, write, self._fence)
         return lambda: None
 
     def save_part(self, folder: Path) -> None:
@@ -221,6 +225,7 @@ class Trainer:
             EntrostatError, ResourceError: as `save`.
         """
         self._check_whole()
+        self._fence()
         save_state(checkpoint.partial(folder), self._policy, self._optimizer)
 
     def close(self) -> None:
@@ -280,6 +285,7 @@ class Trainer:
                 order.groups, groups, per_sample(tokens, total), self._prompts, self._decode, count
             )
             path = Path(self._stations.directory) / "samples" / f"step-{self.version.step}.jsonl"
+            self._fence()
             samples.write_samples(path, records)
 
     def _encode(self, text: str) -> Int32:

@@ -46,7 +46,9 @@ class Discards:
 
 
 def run_frame(directory: Path, *, lease_seconds: float = 60.0, port: int = 0, law: LawSettings = FIXED) -> UInt8:
-    """The settings as they reach the controller."""
+    """The settings as they reach the controller, of a run directory in its first life."""
+    directory.mkdir(exist_ok=True)
+    (directory / "branch").write_text("0\n")
     return wire.encode(run_of(directory=str(directory), lease_seconds=lease_seconds, port=port, law=law))
 
 
@@ -56,8 +58,8 @@ def made(tmp_path: Path, logs: None) -> Iterator[Made]:
 
     async def make(buffer: Discards | None = None, *, lease_seconds: float = 60.0) -> ControllerActor:
         settings = run_frame(tmp_path, lease_seconds=lease_seconds)
-        actors.append(ControllerActor(settings, buffer or Discards()))
-        await actors[-1].start(["easy"] * 10)
+        actors.append(ControllerActor(settings))
+        await actors[-1].start(["easy"] * 10, buffer or Discards())
         return actors[-1]
 
     yield make
@@ -216,23 +218,24 @@ def test_what_can_fail_fails_in_start_and_with_its_name(made: Made, tmp_path: Pa
         actor = await made()
         taken = run_frame(tmp_path / "taken", port=await actor.endpoint())
         other = run_frame(tmp_path / "other", law=ThermostatLaw(balance=0.01, drift=0.05))
-        squatter = ControllerActor(taken, Discards())
-        idle = ControllerActor(run_frame(tmp_path / "idle"), Discards())
-        stranger = ControllerActor(other, Discards(), 1, 0)
+        squatter = ControllerActor(taken)
+        idle = ControllerActor(run_frame(tmp_path / "idle"))
+        stranger = ControllerActor(other, 1, 0)
+        (tmp_path / "other/branch").write_text("1\n")
         state = await actor.checkpoint()
         with pytest.raises(ResourceError, match=r"monitor\.port"):
-            await squatter.start(["easy"])
+            await squatter.start(["easy"], Discards())
         with pytest.raises(TaskError, match="no prompts"):
-            await idle.start([])
+            await idle.start([], Discards())
         with pytest.raises(CheckpointDamaged, match="FixedState"):
-            await stranger.start(["easy"] * 10, state)
+            await stranger.start(["easy"] * 10, Discards(), state)
 
     asyncio.run(play())
 
 
 def test_a_controller_that_was_not_started_says_so(tmp_path: Path) -> None:
     async def play() -> None:
-        actor = ControllerActor(run_frame(tmp_path), Discards())
+        actor = ControllerActor(run_frame(tmp_path))
         missing = wire.encode(GroupsMissing(version=START, lease_ids=()))
         calls = (actor.pulse(pulse()), actor.order(0.1), actor.missing(missing), actor.view(), actor.checkpoint())
         for call in (*calls, actor.endpoint(), actor.set_targets([])):
