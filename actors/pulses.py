@@ -47,7 +47,9 @@ class Pulses:
         """Reports whose arrival is not confirmed."""
         return len(self._reports)
 
-    def send_if_due(self, now: float, version: PolicyVersion, room: int, running: tuple[int, ...]) -> bool:
+    def send_if_due(
+        self, now: float, version: PolicyVersion, room: int, running: tuple[int, ...], judging: int = 0
+    ) -> bool:
         """Sends a pulse if none is under way and there is a reason to; returns whether it did."""
         # Under another version there may be leases that there were none of a moment ago. Who has work can wait.
         hungry = room > 0 and (version != self._told or (not running and now >= self._hungry_at))
@@ -65,6 +67,7 @@ class Pulses:
                 room=room,
                 running=running,
                 reports=tuple(self._reports),
+                judging=judging,
             )
         )
         return True

@@ -32,6 +32,7 @@ from entrostat.protocol.messages import (
 from entrostat.protocol.metrics import Exporter
 from entrostat.protocol.ports import Engine, Tokenizer
 from entrostat.protocol.settings import SimulatedSettings, Stations
+from entrostat.protocol.stacks import stacks
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +136,10 @@ class RolloutActor:
     def endpoint(self) -> int:
         """The port of its metrics."""
         return self._exporter.port
+
+    def stacks(self) -> UInt8:
+        """A `Stacks`."""
+        return wire.encode(stacks())
 
     def drain(self, seconds: float) -> bool:
         """Asks for no more leases, and waits until those it holds are reported; whether they were in time."""

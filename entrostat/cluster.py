@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from entrostat.actors.remote import RolloutActor
 from entrostat.controller.remote import ControllerActor
 from entrostat.learner.remote import BufferActor
 from entrostat.learners import Learners
+from entrostat.looks import Lookout, standing
 from entrostat.placement import gpu_shares
 from entrostat.protocol import wire
 from entrostat.protocol.errors import Stalled, StationAway, StationLost
@@ -25,11 +27,13 @@ from entrostat.protocol.messages import (
     PromptSet,
     StepOutcome,
     TrainOrder,
+    Waits,
     WeightsManifest,
 )
 from entrostat.protocol.settings import Stations
 from entrostat.recovery import Beginning
 from entrostat.slots import ANSWER_SECONDS, Slots
+from entrostat.stall import Picture, Told
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
     who: str
     reference: Any
+    began: float  # monotonic seconds
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +70,7 @@ class Cluster:
         start: where learner and controller begin.
         address: of a Ray cluster; "local" starts one on this machine.
         stall_seconds: the longest any station may take over one answer.
+        beat: told again and again who is waited for.
     """
 
     def __init__(
@@ -76,8 +82,10 @@ class Cluster:
         start: Beginning,
         address: str,
         stall_seconds: float,
+        beat: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._stations = stations
+        self._beat, self._lookout, self._silent = beat, Lookout(), set[str]()
         self._stall_seconds = stall_seconds
         ray_calls.connect(address, cpus=stations.learner.ranks + stations.rollout.actors)
         self._settings = ray_calls.share(wire.encode(stations))
@@ -119,6 +127,7 @@ class Cluster:
             frame = self._answer(self._slots.start(slot), slot.who, START_SECONDS, watch=False)
             slot.view = wire.decode(frame, ActorView)
         self._register_targets()
+        self._lookout.locate(self._handles())
         return wire.decode(weights, WeightsManifest)
 
     @property
@@ -129,9 +138,8 @@ class Cluster:
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """Begins an evaluation on the first actor that lives."""
         slot = self._slots.first_living
-        return Evaluation(
-            who=f"the evaluation on {slot.who}", reference=slot.handle.evaluate.remote(wire.encode(request))
-        )
+        reference = slot.handle.evaluate.remote(wire.encode(request))
+        return Evaluation(who=f"the evaluation on {slot.who}", reference=reference, began=time.monotonic())
 
     def evaluated(self, evaluation: Evaluation, seconds: float) -> EvaluationResult:
         """Waits for an evaluation to end."""
@@ -189,6 +197,29 @@ class Cluster:
         """How the controller stands."""
         return wire.decode(self._ask("view"), ControllerView)
 
+    def waits(self, more: Waits) -> Waits:
+        """What the learner waited for since this was asked last, with what the driver knows of it."""
+        return wire.decode(self._ask("waits", wire.encode(more)), Waits)
+
+    def told(self) -> tuple[Told, ...]:
+        """What the actors last said, without asking."""
+        return self._lookout.told()
+
+    def picture(self, reason: str, doing: str, doing_seconds: float) -> Picture:
+        """Asks everybody what they do, with a short deadline; who does not answer is not waited for again."""
+        looks = self._lookout.look(self._handles())
+        self._silent = {look.name for look in looks if look.problem}
+        return Picture(
+            reason=reason,
+            doing=doing,
+            doing_seconds=doing_seconds,
+            unix_seconds=time.time(),
+            lease_seconds=self._stations.rollout.lease_seconds,
+            standing=None if "the controller" in self._silent else standing(self._controller),
+            told=self.told(),
+            looks=looks,
+        )
+
     def save(self, folder: Path) -> Commit:
         """Begins a checkpoint: the learner's state and the controller's, in one folder, whole or not at all.
 
@@ -217,6 +248,7 @@ class Cluster:
                 )
             if not wait:
                 return False
+            self._beat("the learner's checkpoint")
             if watch:
                 self._learners.watch()
                 self.watch()
@@ -235,6 +267,7 @@ class Cluster:
             StationLost: the sample buffer died, or an actor did more often than accidents explain.
             EntrostatError: an actor stopped for a reason it named.
         """
+        self._beat("")
         if ray_calls.done(self._buffer_lives):
             try:
                 ray_calls.answer(self._buffer_lives, "the sample buffer", ANSWER_SECONDS)
@@ -242,7 +275,11 @@ class Cluster:
                 log.warning("%s; its groups are sampled again", error)
                 self._returned = True
             self._buffer_lives = self._buffer.endpoint.remote()
-        if self._slots.watch() or self._returned:
+        came_up = self._slots.watch()
+        self._lookout.hear(self._slots.views)
+        if came_up or self._returned:
+            if self._returned:
+                self._lookout.locate(self._handles())
             self._returned = False
             self._register_targets()
 
@@ -257,7 +294,13 @@ class Cluster:
 
     def close(self) -> None:
         """Stops every station. Never raises: it also runs after a failure, whose error matters more."""
-        ray_calls.stop([*(slot.handle for slot in self._slots.all), self._learner], STOP_SECONDS)
+        stopped = {**{slot.who: slot.handle for slot in self._slots.all}, "the learner": self._learner}
+        ray_calls.stop([handle for name, handle in stopped.items() if name not in self._silent], STOP_SECONDS)
+
+    def _handles(self) -> dict[str, Any]:
+        """Every station by what errors call it."""
+        actors = {slot.who: slot.handle for slot in self._slots.all}
+        return {"the controller": self._controller, "the sample buffer": self._buffer, **self._learners.all, **actors}
 
     def _new_actor(self, slot: int, incarnation: int) -> Any:
         # The handlers of view and evaluate must answer while the loop's thread works.
@@ -314,7 +357,9 @@ class Cluster:
             StationLost: the station died, or a rank of the learner.
         """
         deadline = time.monotonic() + seconds
+        self._beat(who)
         while not ray_calls.done(reference, min(1.0, deadline - time.monotonic())):
+            self._beat(who)
             if time.monotonic() >= deadline:
                 raise Stalled(
                     f"{who} did not answer within {seconds:.0f} s; its log is in {self._stations.directory}/logs"

@@ -27,6 +27,7 @@ from entrostat.rows import read_evaluations, read_metrics
 from entrostat.run import Run
 from entrostat.screen import open_screen
 from entrostat.summary import Summary, sentences
+from entrostat.watchdog import Heart, reported
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +243,8 @@ def _live(
             closing.callback(sink.close)
         screen = open_screen(config.run.steps, config.run.name)
         closing.callback(screen.close)
+        heart = Heart(directory.path / "stall.txt", config.run.stall_seconds, config.rollout.lease_seconds)
+        closing.callback(heart.close)
         cluster = Cluster(
             configs.stations(config, directory.path),
             prompts,
@@ -249,8 +252,11 @@ def _live(
             start=start,
             address=address,
             stall_seconds=config.run.stall_seconds,
+            beat=heart.beat,
         )
+        heart.told = cluster.told
         closing.callback(cluster.close)
+        closing.callback(heart.leave)
         run = Run(
             config,
             directory,
@@ -264,8 +270,10 @@ def _live(
             restarts=restarts,
         )
         try:
-            return run.train()
+            with reported(heart, cluster.picture):
+                return run.train()
         except EntrostatError as error:
+            heart.failed(error)
             log.error("the run ends: %s", error)
             saved = any(directory.checkpoints.glob("step-*"))
             again = "its newest checkpoint" if saved else "step 0"

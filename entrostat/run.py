@@ -23,6 +23,7 @@ from entrostat.protocol.messages import (
     GroupsMissing,
     Prompt,
     StepReport,
+    Waits,
 )
 from entrostat.recovery import Beginning
 from entrostat.rows import MetricsRow, evaluation_row, metrics_row, read_evaluations, read_metrics
@@ -80,6 +81,8 @@ class Run:
         self._restarts = restarts
         self._interrupt = Interrupt(screen.say)
         self._since = self._last_step_ended = time.monotonic()  # the last step, or whatever moved last
+        # Seconds of waiting that the controller can't see, since it was last told.
+        self._apart = dict.fromkeys(("checkpoint", "evaluation", "other"), 0.0)
         self._alarms = Alarms(directory.path, config.verifier.alarm_share)
         self._watch = watch(config.model, config.rollout, config.learner)
         self._saving = Saving(cluster, directory, config.checkpoint.keep)
@@ -103,6 +106,8 @@ class Run:
                 self._evaluate_now()
                 self._saving.collect(wait=True)
                 self._cluster.finish()
+            except Stalled:
+                raise  # whoever hangs may be the one that writes the checkpoint under way; the one before is whole
             except EntrostatError as error:
                 self._saving.settle()
                 if isinstance(error, StationLost) and self._interrupt.asked:
@@ -168,10 +173,12 @@ class Run:
             self._saving.collect(wait=False)
             if order is None:
                 self._check_progress()
-        outcome = self._cluster.train(order, time.monotonic() - waited_since)
+        waited = time.monotonic() - waited_since
+        outcome = self._cluster.train(order, waited)
         if isinstance(outcome, GroupsMissing):
             self._screen.say(f"{len(outcome.lease_ids)} groups were lost with the sample buffer and are sampled again")
             self._cluster.missing(outcome)
+            self._check_progress()  # orders that can never be trained are no progress
             return
         self._since = time.monotonic()
         view = self._cluster.report(outcome)
@@ -193,10 +200,19 @@ class Run:
             coefficient=order.coefficient,
             samples=samples,
             memory_gib=self._memory_gib,
+            waits=self._waits(waited),
         )
         self._show(row)
         self._warn(view, outcome.report, actors)
         self._keep(row.step)
+
+    def _waits(self, waited: float) -> Waits:
+        """What the learner waited for since the step before, `waited` seconds of it for this order."""
+        waits = self._cluster.waits(Waits(**self._apart))
+        known = waits.sampling + waits.verifying + waits.weights + waits.no_actors
+        other = max(0.0, waited - known)
+        self._apart = {"checkpoint": 0.0, "evaluation": 0.0, "other": other}  # the controller hears of it a step later
+        return msgspec.structs.replace(waits, other=other)
 
     def _warn(self, view: ControllerView, report: StepReport, actors: list[ActorView]) -> None:
         """Says what is wrong with the step.
@@ -225,7 +241,10 @@ class Run:
             self._evaluate_now()
         if step % self._config.checkpoint.every_steps == 0 or last:
             self._screen.waiting(f"saving step {step}")
+            began = time.monotonic()
             self._saving.begin(step)
+            self._since = time.monotonic()
+            self._apart["checkpoint"] += self._since - began
 
     def _stop_if_asked(self) -> None:
         if self._interrupt.asked:
@@ -254,7 +273,7 @@ class Run:
         )
         if waited > PATIENCE_SECONDS:
             self._screen.waiting(text)
-        if waited > self._config.run.stall_seconds:
+        if waited > self._config.run.stall_seconds and not self._evaluates():
             raise Stalled(
                 f"no optimizer step for {waited:.0f} s (run.stall_seconds = {self._config.run.stall_seconds:.0f}): "
                 f"the learner waits for groups, {leases.ready} of {needed} are ready, {leases.running} leases run, "
@@ -279,7 +298,8 @@ class Run:
         if not self._evaluation_prompts:
             return
         self._screen.waiting("evaluating")
-        deadline = time.monotonic() + self._config.run.stall_seconds
+        began = time.monotonic()
+        deadline = began + self._config.run.stall_seconds
         while not self._evaluated(self._version.step):
             while self._cluster.serving() != self._version:
                 if time.monotonic() > deadline:
@@ -288,6 +308,11 @@ class Run:
             self._begin_evaluation()
             self._collect_evaluation(wait=True)
         self._last_step_ended = self._since = time.monotonic()  # an evaluation is no part of the next step
+        self._apart["evaluation"] += self._since - began
+
+    def _evaluates(self) -> bool:
+        """Whether an evaluation is under way that has not passed its own deadline; it may hold up the samples."""
+        return self._evaluation is not None and time.monotonic() < self._evaluation.began + EVALUATION_SECONDS
 
     def _collect_evaluation(self, *, wait: bool) -> None:
         if self._evaluation is None or not (wait or self._cluster.has_evaluated(self._evaluation)):
