@@ -160,6 +160,7 @@ class Run:
                     coefficient=one.order.coefficient,
                     samples=len(one.order.groups) * self._config.rollout.samples_per_prompt,
                     memory_gib=0.0,
+                    waits=Waits(),
                 )
                 self._show(row)
 

@@ -58,7 +58,7 @@ def test_nothing_is_reported_before_the_buffer_has_it() -> None:
     world = World()
     world.buffer.quick = False
     world.sampled(lease(1))
-    world.turn(4)
+    world.turn(4, seconds=1.0)
     assert 1 in world.controller.pulses[-1].running
     assert not any(pulse.reports for pulse in world.controller.pulses)
     world.buffer.confirmed = [1]
