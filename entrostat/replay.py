@@ -6,7 +6,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from entrostat.controller.events import Event, Rewound, StepReported
+from entrostat.controller.events import Event, Rewound
 from entrostat.controller.history import Branch, read
 from entrostat.controller.journal import Folder
 from entrostat.controller.state import Controller
@@ -28,11 +28,11 @@ def run(path: Path, *, to_step: int | None, as_json: bool, console: Console) -> 
     at_step: dict[int, ControllerView] = {}
 
     def watch(event: Event, controller: Controller) -> None:
-        if isinstance(event, Rewound | StepReported) and controller.version.step not in at_step:
-            at_step[controller.version.step] = controller.view()
         if isinstance(event, Rewound):
-            for later in [step for step in at_step if step > event.step]:
-                del at_step[later]
+            for void in [step for step in at_step if step >= event.step]:
+                del at_step[void]
+        if controller.version.step not in at_step:
+            at_step[controller.version.step] = controller.view()
 
     branches = read(storage, watch)
     if to_step is not None:

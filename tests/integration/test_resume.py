@@ -6,10 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -18,63 +15,8 @@ import pytest
 from entrostat import config as configs
 from entrostat import directory as directories
 from entrostat.learner import checkpoint
-from entrostat.rows import read_evaluations, read_metrics
-
-DEADLINE_SECONDS = 240
-SETTINGS = ("run.steps=500", "checkpoint.every_steps=4", "rollout.engine.tokens_per_second=20000")
-
-
-def command(*arguments: str, settings: tuple[str, ...] = ()) -> list[str]:
-    sets = [word for setting in settings for word in ("--set", setting)]
-    return [sys.executable, "-m", "entrostat", "train", *arguments, *sets]
-
-
-def train(folder: Path, *arguments: str, settings: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command(*arguments, settings=settings),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_SECONDS,
-        check=False,
-    )
-
-
-@contextmanager
-def under_way(
-    folder: Path, *arguments: str, until: int = 1, settings: tuple[str, ...] = SETTINGS
-) -> Iterator["subprocess.Popen[str]"]:
-    """A run in `folder/run` that has written the row of the step `until`."""
-    with subprocess.Popen(
-        command(*arguments, settings=settings), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            wait(lambda: until in steps(folder / "run"), process)
-            yield process
-        finally:
-            process.kill()
-
-
-def wait(happened: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not happened():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def steps(run: Path) -> list[int]:
-    return [row.step for row in read_metrics(run / "metrics.jsonl")]
-
-
-def branches(run: Path) -> list[int]:
-    return [row.branch for row in read_metrics(run / "metrics.jsonl")]
-
-
-def station(process: "subprocess.Popen[str]", name: str) -> psutil.Process:
-    below = psutil.Process(process.pid).children(recursive=True)
-    (found,) = [one for one in below if one.name().startswith(f"ray::{name}")]
-    return found
+from entrostat.rows import read_evaluations
+from tests.real_runs import DEADLINE_SECONDS, SETTINGS, branches, command, station, steps, train, under_way, wait
 
 
 @pytest.fixture
