@@ -92,6 +92,7 @@ def _show_view(console: Console, view: ControllerView, *, as_json: bool) -> None
     if as_json:
         print(msgspec.json.encode(found).decode())
         return
+    del found["type"]
     table = Table("state", str(view.version), show_lines=False)
     for name, value in found.items():
         if isinstance(value, dict):
