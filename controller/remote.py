@@ -20,6 +20,7 @@ from entrostat.controller.events import (
     Pulsed,
     Reply,
     Rewound,
+    Scaled,
     StepReported,
     Ticked,
 )
@@ -40,11 +41,13 @@ from entrostat.protocol.messages import (
     WeightsManifest,
 )
 from entrostat.protocol.metrics import Exporter
+from entrostat.protocol.scaling import scale_gate
 from entrostat.protocol.settings import Stations
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
+SCALE_SECONDS = 10.0  # for one request; the loop is never busy for so long
 KEPT_MANIFESTS = 3  # of the newest versions: what an actor may be offered
 
 
@@ -120,8 +123,17 @@ class ControllerActor:
         controller = Controller(stations, self._levels)
         if self._branch:
             controller.apply(Rewound(branch=self._branch, step=self._step, state=before, at=time.monotonic()))
+        loop = asyncio.get_running_loop()
+
+        def scale(actors: int) -> int:
+            return asyncio.run_coroutine_threadsafe(self._scale(actors), loop).result(SCALE_SECONDS)
+
         exporter = Exporter(
-            "controller", host=stations.metrics_host, port=stations.metrics_port, targets=lambda: self._targets
+            "controller",
+            host=stations.metrics_host,
+            port=stations.metrics_port,
+            targets=lambda: self._targets,
+            scale=scale_gate(stations, scale),
         )
         self._started = Started(controller, exporter, Telemetry(exporter, controller))
         log.info("the controller starts at version %s with %d prompts", controller.version, len(self._levels))
@@ -195,11 +207,20 @@ class ControllerActor:
         self._running()
         self._targets = targets
 
+    async def wanted_actors(self) -> int:
+        """How many rollout actors there should be."""
+        return self._running().controller.wanted_actors
+
     async def endpoint(self) -> int:
         """The port of the metrics endpoint; also starts the clock."""
         port = self._running().exporter.port
         self._keep_ticking()
         return port
+
+    async def _scale(self, actors: int) -> int:
+        before = self._running().controller.wanted_actors
+        self._apply(Scaled(actors=actors))
+        return before
 
     def _with_manifest(self, reply: Reply) -> PulseReply:
         """An offer of a version whose manifest is not here is kept for a later pulse."""

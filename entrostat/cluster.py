@@ -1,6 +1,8 @@
 """The stations as Ray actors: started, asked with a deadline, watched, stopped."""
 
+import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from entrostat.learner.remote import BufferActor
 from entrostat.learners import Learners
 from entrostat.placement import gpu_shares
 from entrostat.protocol import wire
-from entrostat.protocol.errors import Stalled
+from entrostat.protocol.errors import ResourceError, Stalled
 from entrostat.protocol.messages import (
     ActorView,
     ControllerView,
@@ -28,9 +30,12 @@ from entrostat.protocol.messages import (
     WeightsManifest,
 )
 from entrostat.protocol.settings import Stations
-from entrostat.slots import ANSWER_SECONDS, Slots
+from entrostat.slots import ANSWER_SECONDS, PLACE_SECONDS, Slot, Slots
+
+log = logging.getLogger(__name__)
 
 START_SECONDS = 300.0
+WANTED_SECONDS = 0.5  # between two questions of how many actors there should be
 STOP_SECONDS = 10.0
 
 
@@ -52,6 +57,7 @@ class Cluster:
         checkpoint: folder to restore learner and controller from.
         address: of a Ray cluster; "local" starts one on this machine.
         stall_seconds: the longest any station may take over one answer.
+        say: tells people what they should know of the actors.
     """
 
     def __init__(
@@ -65,10 +71,13 @@ class Cluster:
         checkpoint: Path | None,
         address: str,
         stall_seconds: float,
+        say: Callable[[str], None] = log.warning,
     ) -> None:
         self._stations = stations
         self._stall_seconds = stall_seconds
-        ray_calls.connect(address, cpus=stations.learner.ranks + stations.rollout.actors)
+        ray_calls.connect(address, cpus=stations.learner.ranks)
+        # A station waits more than it computes: on a machine of our own Ray's count keeps no actor from being placed.
+        self._actor_cpus = 0 if address == "local" else 1
         self._settings = ray_calls.share(wire.encode(stations))
         self._prompts = ray_calls.share(wire.encode(prompts))
         levels = [prompt.level for prompt in prompts.prompts[:training_prompts]]
@@ -89,7 +98,12 @@ class Cluster:
         self._learner = self._learners.first
         # The engines come up while the learner loads the policy.
         self._learner_starts = self._learner.start.remote()
-        self._slots = Slots(stations.rollout.actors, self._new_actor)
+        self._slots = Slots(
+            stations.rollout.actors, self._new_actor, rollout=stations.rollout, say=say, room=self._room
+        )
+        self._ports: dict[str, int] = {}  # of the metrics of those who are no actors
+        self._wanted: Any = None  # reference to how many actors there should be
+        self._wanted_at = 0.0
 
     def start(self) -> WeightsManifest:
         """Waits until every station is up and every actor serves the starting version."""
@@ -97,11 +111,13 @@ class Cluster:
         weights = self._answer(self._learner_starts, "the learner", START_SECONDS, watch=False)
         self._answer(self._controller.publish.remote(weights), "the controller", ANSWER_SECONDS, watch=False)
         self._slots.weights = weights
-        for slot in self._slots.all:
+        for slot in self._placed():
             self._answer(slot.ready, slot.who, START_SECONDS, watch=False)
             slot.ready = None
             frame = self._answer(self._slots.start(slot), slot.who, START_SECONDS, watch=False)
             slot.view = wire.decode(frame, ActorView)
+        for name, station in (("controller", self._controller), ("learner", self._learner), ("buffer", self._buffer)):
+            self._ports[name] = self._answer(station.endpoint.remote(), f"the {name}", ANSWER_SECONDS, watch=False)
         self._register_targets()
         return wire.decode(weights, WeightsManifest)
 
@@ -113,9 +129,8 @@ class Cluster:
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """Begins an evaluation on the first actor that lives."""
         slot = self._slots.first_living
-        return Evaluation(
-            who=f"the evaluation on {slot.who}", reference=slot.handle.evaluate.remote(wire.encode(request))
-        )
+        slot.evaluation = slot.handle.evaluate.remote(wire.encode(request))
+        return Evaluation(who=f"the evaluation on {slot.who}", reference=slot.evaluation)
 
     def evaluated(self, evaluation: Evaluation, seconds: float) -> EvaluationResult:
         """Waits for an evaluation to end."""
@@ -175,7 +190,7 @@ class Cluster:
         return self._slots.views
 
     def watch(self) -> None:
-        """Collects the actors' views and replaces those that died.
+        """Collects the actors' views, replaces those that died, and makes them as many as they should be.
 
         Raises:
             StationLost: the sample buffer died, or an actor did more often than accidents explain.
@@ -184,6 +199,7 @@ class Cluster:
         if ray_calls.done(self._buffer_lives):
             ray_calls.answer(self._buffer_lives, "the sample buffer", ANSWER_SECONDS)
             self._buffer_lives = self._buffer.endpoint.remote()
+        self._heed_scaling()
         if self._slots.watch():
             self._register_targets()
 
@@ -194,24 +210,46 @@ class Cluster:
 
     def close(self) -> None:
         """Stops every station. Never raises: it also runs after a failure, whose error matters more."""
-        ray_calls.stop([*(slot.handle for slot in self._slots.all), self._learner], STOP_SECONDS)
+        ray_calls.stop([*self._slots.handles, self._learner], STOP_SECONDS)
 
     def _new_actor(self, slot: int, incarnation: int) -> Any:
-        # The handlers of view and evaluate must answer while the loop's thread works.
-        return ray_calls.remote(RolloutActor, cpus=1, gpus=self._actor_gpus, max_concurrency=8).remote(
-            self._settings, self._prompts, slot, incarnation, self._controller, self._buffer
-        )
+        # The handlers of view, drain and evaluate must answer while the loop's thread works.
+        station = ray_calls.remote(RolloutActor, cpus=self._actor_cpus, gpus=self._actor_gpus, max_concurrency=8)
+        return station.remote(self._settings, self._prompts, slot, incarnation, self._controller, self._buffer)
+
+    def _room(self) -> str:
+        cpus, gpus = ray_calls.free()
+        asked = f"it asks for {self._actor_cpus} CPUs and {self._actor_gpus:g} GPUs"
+        return f"{asked}, and Ray has {cpus:g} CPUs and {gpus:g} GPUs free on all nodes together"
+
+    def _placed(self) -> list[Slot]:
+        """The slots whose actors Ray has found room for: all of them, or those in time if there are any."""
+        began = time.monotonic()
+        placed: list[Slot] = []
+        for slot in self._slots.all:
+            seconds = PLACE_SECONDS if placed else START_SECONDS
+            if ray_calls.done(slot.placed, began + seconds - time.monotonic()):
+                placed.append(slot)
+        if not placed:
+            raise ResourceError(f"Ray had no room for any rollout actor within {START_SECONDS:.0f} s: {self._room()}")
+        return placed
+
+    def _heed_scaling(self) -> None:
+        """Learns from the controller, without waiting, how many actors there should be."""
+        now = time.monotonic()
+        if self._wanted is None and now >= self._wanted_at:
+            self._wanted, self._wanted_at = self._controller.wanted_actors.remote(), now + WANTED_SECONDS
+        elif self._wanted is not None and ray_calls.done(self._wanted):
+            reference, self._wanted = self._wanted, None
+            self._slots.resize(int(ray_calls.answer(reference, "the controller", ANSWER_SECONDS)))
 
     def _register_targets(self) -> None:
-        ports = {"controller": self._controller, "learner": self._learner, "buffer": self._buffer}
-        ports |= {f"rollout-{slot.number}": slot.handle for slot in self._slots.all if slot.view is not None}
-        targets = []
-        for name, handle in ports.items():
-            port = self._answer(handle.endpoint.remote(), name, ANSWER_SECONDS, watch=False)
-            labels = {"station": name.split("-")[0], "run": self._stations.run}
-            targets.append({"targets": [f"{self._stations.metrics_host}:{port}"], "labels": labels})
-        reference = self._controller.set_targets.remote(targets)
-        self._answer(reference, "the controller", ANSWER_SECONDS, watch=False)
+        """Lists what can be scraped. Nobody is waited for: a learner in its step answers no question of ports."""
+        ports = [*self._ports.items(), *(("rollout", view.metrics_port) for view in self._slots.views)]
+        host, run = self._stations.metrics_host, self._stations.run
+        self._controller.set_targets.remote(
+            [{"targets": [f"{host}:{port}"], "labels": {"station": name, "run": run}} for name, port in ports]
+        )
 
     def _answer(self, reference: Any, who: str, seconds: float, *, watch: bool = True) -> Any:
         """A station's answer, watching the learner's ranks meanwhile, and the actors unless told otherwise.

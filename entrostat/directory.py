@@ -1,11 +1,12 @@
 """The run directory: made whole or not at all, used by one process at a time.
 
-runs/NAME/  config.toml (effective) · run.json (endpoints of a living run) · metrics.jsonl · summary.json
+runs/NAME/  config.toml (effective) · run.json, token (endpoints of a living run) · metrics.jsonl · summary.json
             checkpoints/step-N/ · samples/step-N.jsonl · report/
 """
 
 import fcntl
 import os
+import secrets
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import IO
 import msgspec
 
 from entrostat.protocol.errors import RunDirectoryError
+from entrostat.protocol.scaling import FILE, VARIABLE
+
+TOKEN_BYTES = 32
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +27,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     started_unix: float
     targets: str  # the controller's listing in Prometheus' HTTP service-discovery form
     health: str
+    scale: str  # where another number of rollout actors is asked for …
+    token: str  # … with what this file holds; "" where the environment's ENTROSTAT_TOKEN is it
 
 
 class RunDirectory:
@@ -66,6 +72,16 @@ class RunDirectory:
         """What people look at."""
         return self.path / "report"
 
+    def make_token(self) -> str:
+        """A fresh token that only the owner can read, unless the environment has one; its path, or ""."""
+        path = self.path / FILE
+        path.unlink(missing_ok=True)
+        if os.environ.get(VARIABLE, "").strip():
+            return ""
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(secrets.token_urlsafe(TOKEN_BYTES))
+        return str(path)
+
     def write_info(self, info: RunInfo) -> None:
         """Says where the living run can be asked."""
         write_atomically(self.path / "run.json", msgspec.json.format(msgspec.json.encode(info)))
@@ -73,6 +89,7 @@ class RunDirectory:
     def close(self) -> None:
         """Gives the directory back; `run.json` names no dead endpoint afterwards."""
         (self.path / "run.json").unlink(missing_ok=True)
+        (self.path / FILE).unlink(missing_ok=True)
         self._lock.close()
 
 

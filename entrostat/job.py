@@ -173,6 +173,7 @@ def carry_out(
             closing.callback(sink.close)
         screen = open_screen(config.run.steps, config.run.name)
         closing.callback(screen.close)
+        token = directory.make_token()
         cluster = Cluster(
             configs.stations(config, directory.path),
             prompts,
@@ -182,6 +183,7 @@ def carry_out(
             checkpoint=checkpoint,
             address=address,
             stall_seconds=config.run.stall_seconds,
+            say=screen.say,
         )
         closing.callback(cluster.close)
         run = Run(
@@ -193,6 +195,7 @@ def carry_out(
             evaluation_prompts=prompts.prompts[training:],
             trained_levels=frozenset(prompt.level for prompt in prompts.prompts[:training]),
             version=version,
+            token=token,
             began=began,
         )
         try:

@@ -48,6 +48,7 @@ class Run:
         evaluation_prompts: the fixed unseen prompts.
         trained_levels: levels of the training prompts; the scores are made of these.
         version: where the policy stands.
+        token: file of what whoever scales the run has to know.
         began: when the command was given, Unix time.
     """
 
@@ -62,6 +63,7 @@ class Run:
         evaluation_prompts: tuple[Prompt, ...],
         trained_levels: frozenset[str],
         version: PolicyVersion,
+        token: str,
         began: float,
     ) -> None:
         self._config = config
@@ -73,6 +75,7 @@ class Run:
         self._trained_levels = trained_levels
         self._version = version
         self._began = began
+        self._token = token
         self._interrupt = Interrupt(screen.say)
         self._since = self._last_step_ended = time.monotonic()  # the last step, or whatever moved last
         self._alarms = Alarms(directory.path, config.verifier.alarm_share)
@@ -112,6 +115,8 @@ class Run:
                 started_unix=self._began,
                 targets=f"http://{host}:{port}/targets",
                 health=f"http://{host}:{port}/healthz",
+                scale=f"http://{host}:{port}/scale",
+                token=self._token,
             )
         )
         self._stop_if_asked()
@@ -221,7 +226,7 @@ class Run:
             raise Stalled(
                 f"no optimizer step for {waited:.0f} s (run.stall_seconds = {self._config.run.stall_seconds:.0f}): "
                 f"the learner waits for groups, {leases.ready} of {needed} are ready, {leases.running} leases run, "
-                f"{leases.expired} expired, {view.actors} of {self._config.rollout.actors} actors were heard from; "
+                f"{leases.expired} expired, {view.actors} of {view.wanted_actors} actors were heard from; "
                 f"their logs are in {self._directory.path}/logs"
             )
 
