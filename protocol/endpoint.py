@@ -25,9 +25,8 @@ class Page(msgspec.Struct, frozen=True):
 
 
 Get = Callable[[str], Page]  # path → page
-Post = Callable[
-    [str, str | None, bytes | None], Page
-]  # path, Authorization, body; None: too long, of no length, or cut off
+# Path, Authorization, body; None where it is too long, of no length, or cut off.
+Post = Callable[[str, str | None, bytes | None], Page]
 
 
 class Endpoint:
