@@ -107,7 +107,6 @@ def test_a_run_is_scaled_up_and_down_while_it_trains(repository: Path, tmp_path:
     assert ended(exported, "expired") == 0
     assert ended(exported, "lost") == 0
     assert exported["entrostat_late_reports_total"] == 0
-    print("returned", ended(exported, "returned"))
     open_leases = exported["entrostat_leases_running"] + exported["entrostat_groups_ready"]
     all_ended = sum(value for name, value in exported.items() if name.startswith("entrostat_leases_ended_total"))
     assert exported["entrostat_leases_granted_total"] - all_ended - open_leases in (
