@@ -48,6 +48,10 @@ class Actor:
         self.stop = SimpleNamespace(remote=self._stop)
         self.drain = SimpleNamespace(remote=self._drain)
 
+    @property
+    def fate(self) -> str:
+        return "killed" if self.killed else "lives"
+
     def _call(self, answer: Any) -> Any:
         self.asked += 1
         return lambda: None if self.unplaced or (self.hanging and not self.died) else self.died or answer
@@ -162,7 +166,7 @@ def test_the_highest_drain_first_then_stop_then_are_killed() -> None:
     assert world.serving == [(0, 1), (1, 1)]
     assert world.of(2).stopped
     world.watch()
-    assert world.of(2).killed
+    assert world.of(2).fate == "killed"
     assert not world.of(1).stopped
     assert world.of(0).drains == []
 
@@ -200,7 +204,7 @@ def test_one_whose_engine_is_still_starting_goes_at_once() -> None:
     world.watch()
     world.slots.resize(1)
     world.watch()
-    assert world.of(1).killed
+    assert world.of(1).fate == "killed"
     assert world.of(1).drains == []
 
 
@@ -241,9 +245,9 @@ def test_one_that_does_not_answer_is_killed_and_replaced_once_its_leases_have_ex
     hanging.hanging = True
     world.watch(2)  # a view is asked for
     world.watch(seconds=ROLLOUT.lease_seconds)
-    assert not hanging.killed
+    assert hanging.fate == "lives"
     world.watch(6, seconds=0.1)
-    assert hanging.killed
+    assert hanging.fate == "killed"
     assert world.serving == [(0, 1), (1, 2)]
 
 
@@ -265,9 +269,9 @@ def test_an_engine_may_start_for_long_but_not_for_ever() -> None:
     world.watch()
     starting.hanging = True
     world.watch(10, seconds=UP_SECONDS / 20)
-    assert not starting.killed
+    assert starting.fate == "lives"
     world.watch(12, seconds=UP_SECONDS / 20)
-    assert starting.killed
+    assert starting.fate == "killed"
     world.watch(3)
     assert world.serving == [(0, 1), (1, 2)]
 
@@ -357,10 +361,10 @@ def test_a_stop_that_takes_too_long_ends_in_a_kill(monkeypatch: pytest.MonkeyPat
     gone.add("rollout actor 0", actor, "elsewhere", 7, gently=True)
     now[0] = STOP_SECONDS - 1.0
     gone.watch()
-    assert not actor.killed
+    assert actor.fate == "lives"
     now[0] = STOP_SECONDS + 1.0
     gone.watch()
-    assert actor.killed
+    assert actor.fate == "killed"
     assert gone.handles == [actor]
     now[0] += KILL_SECONDS + 1.0
     gone.watch()
