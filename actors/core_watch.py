@@ -21,7 +21,8 @@ class CoreWatch:
     """
 
     def __init__(self, core: Any, *, seconds: float = LOOK_SECONDS) -> None:
-        self._core, self._seconds = core, seconds
+        self._core: Any = core
+        self._seconds = seconds
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._look, name="core-watch", daemon=True)
         self._thread.start()
