@@ -5,7 +5,7 @@ CONFIG ?= deploy/runs/quickstart.toml
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test unit check format lock clean bench-law bench-toy bench-collapse bench-trl bench-tables
-.PHONY: bench-learner bench-head bench-weights bench-beside-trl bench-gpu
+.PHONY: bench-learner bench-head bench-weights bench-beside-trl bench-gpu bench-overlap bench-overhead
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -65,6 +65,12 @@ bench-weights: setup ## what an update of weights costs, in copies of its bytes;
 
 bench-beside-trl: setup ## a step's time and reward after equal time, beside TRL's trainer; an hour on two quiet cores
 	$(BIN)/python -m benchmarks.beside_trl --cores 0,1
+
+bench-overlap: setup ## what asynchrony wins over on-policy, at a GPU's pace and on the quickstart; two hours, mostly waiting
+	$(BIN)/python -m benchmarks.overlap
+
+bench-overhead: setup ## what controller, protocol and Ray cost of a step; six minutes
+	$(BIN)/python -m benchmarks.overhead
 
 bench-gpu: setup ## head, selection and a learner's step on a GPU; without one the table stays empty
 	$(BIN)/python -m benchmarks.gpu

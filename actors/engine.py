@@ -89,7 +89,8 @@ class VllmEngine:
                 f"prompt {request.prompt.name} has {len(request.prompt_tokens)} tokens, the engine's context "
                 f"{self._context}: shorten it, or raise rollout.engine.max_model_tokens if the model allows"
             )
-        self._add(request.id, request.prompt_tokens, sampling_parameters(request), f"{self.version}/{self._loads}")
+        salt = f"{self.version}/{self._loads}/{request.id if request.alone else ''}"
+        self._add(request.id, request.prompt_tokens, sampling_parameters(request), salt)
         self._requests[request.id] = request
 
     def abort(self, ids: Sequence[str]) -> None:

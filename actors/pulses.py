@@ -13,7 +13,8 @@ LEASE_SHARE = 0.1  # of lease_seconds: the longest silence, so that a lost pulse
 LONGEST_SECONDS = 0.25  # so that a new version is heard of soon
 HUNGRY_SECONDS = 0.05  # between two requests for leases when there were none
 FIRST_RETRY_SECONDS = 0.5
-FAILURES_UNTIL_LOST = 6  # in a row, with doubling pauses between
+LONGEST_RETRY_SECONDS = 4.0
+SECONDS_UNTIL_LOST = 300.0  # a controller that is restarted reads its journal first
 
 
 class Pulses:
@@ -28,7 +29,10 @@ class Pulses:
         self._returned: list[int] = []
         self._sent: tuple[int, int] | None = None  # reports and returned leases in the pulse under way
         self._asked = False  # the pulse under way asks for leases
+        self._told: PolicyVersion | None = None  # in the last pulse sent
+        self._number = 0
         self._failures = 0
+        self._silent_since = 0.0
         self._next_at = 0.0
         self._hungry_at = 0.0
 
@@ -57,14 +61,19 @@ class Pulses:
 
     def send_if_due(self, now: float, version: PolicyVersion, room: int, running: tuple[int, ...]) -> bool:
         """Sends a pulse if none is under way and there is a reason to; returns whether it did."""
-        news = self._failures == 0 and (self.unreported or (room > 0 and now >= self._hungry_at))
+        # Under another version there may be leases that there were none of a moment ago.
+        hungry = room > 0 and (now >= self._hungry_at or version != self._told)
+        news = self._failures == 0 and (self.unreported or hungry)
         if self._sent is not None or not (news or now >= self._next_at):
             return False
-        self._sent, self._asked = (len(self._reports), len(self._returned)), room > 0
+        self._sent, self._told = (len(self._reports), len(self._returned)), version
+        self._asked = room > 0
+        self._number += 1
         self._controller.send(
             Pulse(
                 slot=self._slot,
                 incarnation=self._incarnation,
+                number=self._number,
                 version=version,
                 room=room,
                 running=(*running, *self._returned),
@@ -104,11 +113,15 @@ class Pulses:
 
     def _retry_later(self, now: float, error: StationLost) -> None:
         self._sent = None
+        if not self._failures:
+            self._silent_since = now
         self._failures += 1
-        if self._failures == FAILURES_UNTIL_LOST:
+        silent = now - self._silent_since
+        if silent >= SECONDS_UNTIL_LOST:
             raise StationLost(
-                f"rollout actor {self._slot}: the controller did not answer {self._failures} times in a row; {error}"
+                f"rollout actor {self._slot}: the controller did not answer for {silent:.0f} s, {self._failures} times "
+                f"in a row; {error}"
             ) from error
-        pause = FIRST_RETRY_SECONDS * 2 ** (self._failures - 1)
+        pause = min(FIRST_RETRY_SECONDS * 2 ** min(self._failures - 1, 9), LONGEST_RETRY_SECONDS)
         log.warning("the controller did not answer (%s); again in %.1f s", error, pause)
         self._next_at = now + pause

@@ -224,7 +224,13 @@ class RolloutActor:
             log.info("the engine is up after %.1f s", self._engine_seconds)
             self._built.set_result(None)
             worker = RolloutWorker(
-                stations.rollout, prompts, self._slot, self._incarnation, seams, self._first_version()
+                stations.rollout,
+                prompts,
+                self._slot,
+                self._incarnation,
+                seams,
+                self._first_version(),
+                deterministic=stations.deterministic,
             )
             log.info("incarnation %d serves version %s", self._incarnation, engine.version)
             self._worker = worker

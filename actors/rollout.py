@@ -54,6 +54,8 @@ class RolloutWorker:
         incarnation: which life of that slot this is.
         seams: what it works with.
         first: the version to start from.
+        deterministic: the engine has one lease at a time, under exactly the version it was granted for: what it
+            computes then depends on nothing else that it has to do.
 
     Raises:
         WeightsRefused: the engine does not compute the first version.
@@ -67,8 +69,11 @@ class RolloutWorker:
         incarnation: int,
         seams: Seams,
         first: WeightsManifest,
+        *,
+        deterministic: bool = False,
     ) -> None:
         self._settings = settings
+        self._deterministic = deterministic
         self._prompts = prompts
         self._slot, self._incarnation = slot, incarnation
         self._seams = seams
@@ -148,7 +153,8 @@ class RolloutWorker:
         self._update(now)
         self._hand_back(now)
         self._submit_leases(now)
-        self._evaluations.advance(now)
+        if not (self._deterministic and self._requests):
+            self._evaluations.advance(now)
         worked = self._sample()
         self._judge()
         self._confirm()
@@ -194,7 +200,7 @@ class RolloutWorker:
         self._waiting = deque(one for one in self._waiting if one.lease.id in self._leases)
 
     def _update(self, now: float) -> None:
-        if self._evaluations.running:
+        if self._evaluations.running or (self._deterministic and self._requests):
             return
         self._loading_since = now
         served = self._updates.load_if_due(now)
@@ -211,8 +217,7 @@ class RolloutWorker:
             meter.set(metrics.ROLLOUT_VERSION, self._engine.version.step)
 
     def _submit_leases(self, now: float) -> None:
-        """Leases wait for the version they were granted under: their staleness was counted from it."""
-        while self._waiting and self._waiting[0].lease.version <= self._engine.version:
+        while self._waiting and self._may_begin(self._waiting[0].lease):
             held = self._waiting.popleft()
             lease = held.lease
             held.prompt_tokens = self._seams.tokenizer.encode(held.prompt.text)
@@ -225,11 +230,18 @@ class RolloutWorker:
                     temperature=self._settings.temperature,
                     max_tokens=self._settings.max_response_tokens,
                     seed=lease.seed,
-                    reproducible=self._settings.reproducible,
+                    reproducible=self._settings.reproducible or self._deterministic,
+                    alone=self._deterministic,
                     prompt=held.prompt,
                 )
             )
             self._requests[_name(lease)] = lease.id
+
+    def _may_begin(self, lease: Lease) -> bool:
+        """Leases wait for the version they were granted under: their staleness was counted from it."""
+        if self._deterministic:
+            return lease.version == self._engine.version and not self._requests and not self._evaluations.running
+        return lease.version <= self._engine.version
 
     def _sample(self) -> bool:
         """One step of the engine; what it finished goes to the verifiers. Returns whether there was work."""

@@ -1,7 +1,8 @@
 """`SimulatedEngine`: an engine without a model. The whole loop runs in seconds, the same way for the same seeds.
 
 It answers right with a probability that grows with the policy's version. Time is simulated by waiting: a step draws one
-token for every running sample and takes as long as that many tokens take at `tokens_per_second`.
+token for every running sample and takes as long as that many tokens take at `tokens_per_second`, or `step_seconds`
+where that is longer. What a sleep was too long by is taken off the next one, so that steps keep their pace.
 """
 
 import time
@@ -27,6 +28,7 @@ from entrostat.protocol.settings import SimulatedSettings
 STEP_SECONDS = 0.02  # at most waited in one step; what is left is waited in the next ones
 MEAN_SURPRISE_NATS = 0.15
 LONGEST_THOUGHT_TOKENS = 24
+LEAST_SLEEP_SECONDS = 0.001
 
 
 class _Request(msgspec.Struct, kw_only=True):
@@ -89,8 +91,9 @@ class SimulatedEngine:
 
     def step(self) -> list[Completion]:
         """Draws one token for every running sample, or waits for time owed; returns the requests that finished."""
+        began = time.monotonic()
         if self._owed_seconds >= STEP_SECONDS:
-            self._wait()
+            self._wait(began)
             return []
         drawn = 0
         done = []
@@ -100,8 +103,9 @@ class SimulatedEngine:
             if request.rounds >= int(request.samples.lengths.max()):
                 done.append(Completion(id=request.id, samples=_with_spans(request)))
                 del self._requests[request.id]
-        self._owed_seconds += drawn / self._settings.tokens_per_second
-        self._wait()
+        if drawn:
+            self._owed_seconds += max(self._settings.step_seconds, drawn / self._settings.tokens_per_second)
+        self._wait(began)
         return done
 
     def load(self, manifest: WeightsManifest) -> None:
@@ -145,7 +149,7 @@ class SimulatedEngine:
         return min(1.0, self._settings.skill + self._settings.learning * version.step)
 
     def _draw(self, request: SampleRequest, version: PolicyVersion) -> Samples:
-        random = np.random.default_rng([request.seed & 0xFFFF_FFFF_FFFF_FFFF, version.branch, version.step])
+        random = np.random.default_rng([request.seed & 0xFFFF_FFFF_FFFF_FFFF, version.step])
         pieces = [self._response(request, random, version) for _ in range(request.samples)]
         cut = [piece[: request.max_tokens] for piece in pieces]
         tokens = np.concatenate(cut)
@@ -165,17 +169,26 @@ class SimulatedEngine:
         right = random.random() < self.skill(version)
         # Not a wrong number: it might hold the right digits, which the scorer pays a part for.
         answer = request.prompt.answer if right else "?"
-        thought = random.choice(request.prompt_tokens, random.integers(1, LONGEST_THOUGHT_TOKENS))
+        thought = random.choice(request.prompt_tokens, self._thought_tokens(request, random))
         tokens: Int32 = np.concatenate([thought, self._tokenizer.encode(f"<answer>{answer}</answer>")])
         return tokens
 
-    def _wait(self) -> None:
-        seconds = min(STEP_SECONDS, self._owed_seconds)
+    def _thought_tokens(self, request: SampleRequest, random: np.random.Generator) -> int:
+        median, spread = self._settings.median_tokens, self._settings.spread
+        if not median:
+            return int(random.integers(1, LONGEST_THOUGHT_TOKENS))
+        return int(np.clip(random.lognormal(np.log(median), spread), 1, request.max_tokens))
+
+    def _wait(self, began: float) -> None:
+        """Waits what is owed, as far as a step may last; the time since the step `began` counts as waited."""
+        seconds = began + min(STEP_SECONDS, self._owed_seconds) - time.monotonic()
         # Shorter sleeps than a millisecond take a millisecond: they are saved up.
-        if seconds >= 0.001:
-            began = time.monotonic()
+        if seconds >= LEAST_SLEEP_SECONDS:
             time.sleep(seconds)
-            self._owed_seconds = max(0.0, self._owed_seconds - (time.monotonic() - began))
+        elif self._owed_seconds < LEAST_SLEEP_SECONDS:
+            return
+        # A machine that stood still for long is not caught up with.
+        self._owed_seconds = max(-STEP_SECONDS, self._owed_seconds - (time.monotonic() - began))
 
 
 def _with_spans(request: _Request) -> Samples:

@@ -60,6 +60,7 @@ class Running(msgspec.Struct):
     granted: float  # seconds on the events' clock
     deadline: float
     place: int
+    pulse: int  # number of the pulse that was answered with it
 
 
 class LeaseRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +122,7 @@ class LeaseBook:
         self._sieve = Sieve(most=rules.left_out, kept=rules.kept)
         self._filtered = 0  # before this branch
         self._busy: Counter[int] = Counter()  # prompts of running and ready groups
+        self._pulse = 0  # number of the pulse that is being answered
         self._typical_seconds = 0.0  # from a grant to its report, a decayed mean
         self._fixed: FixedPlaces | None = None
         self._places: dict[int, int] = {}  # lease → place, of ready and ordered groups with fixed places
@@ -132,9 +134,10 @@ class LeaseBook:
     # ── granting ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def grant(
-        self, holder: Holder, *, room: int, serves: PolicyVersion, newest: PolicyVersion, at: float
+        self, holder: Holder, *, room: int, serves: PolicyVersion, newest: PolicyVersion, at: float, pulse: int = 0
     ) -> tuple[Lease, ...]:
         """At most `room` new leases for an actor that serves `serves`; none while it is on another branch."""
+        self._pulse = pulse
         if serves.branch != self._branch:
             return ()
         if self._fixed is not None:
@@ -168,7 +171,7 @@ class LeaseBook:
             seed=derived_seed(self._rules.seed, "lease", place),
             deadline_seconds=self._rules.lease_seconds,
         )
-        self._running[lease.id] = Running(lease, holder, at, at + self._rules.lease_seconds, place)
+        self._running[lease.id] = Running(lease, holder, at, at + self._rules.lease_seconds, place, self._pulse)
         self._busy[prompt] += 1
         return lease
 
@@ -212,6 +215,16 @@ class LeaseBook:
         held = [lease for lease, running in self._running.items() if running.holder[0] == slot]
         return self._stop(held, "expired")
 
+    def end_unheard(self, holder: Holder, running: Iterable[int], pulse: int) -> tuple[int, ...]:
+        """Ends the holder's leases that it never heard of; returns their ids.
+
+        A pulse is sent after the reply to the one before: what was granted there and is not `running` now was in a
+        reply that got lost.
+        """
+        known = set(running)
+        held = ((lease, one) for lease, one in self._running.items() if one.holder == holder)
+        return self._stop([lease for lease, one in held if 0 < one.pulse < pulse and lease not in known], "expired")
+
     def take_back(self, holder: Holder, leases: Iterable[int]) -> tuple[int, ...]:
         """Ends those of the holder's running leases that it hands back; returns their ids."""
         held = [lease for lease in leases if lease in self._running and self._running[lease].holder == holder]
@@ -251,6 +264,10 @@ class LeaseBook:
     def holds(self, lease: int) -> bool:
         """Whether the lease's group may yet be trained or is being sampled, so that the buffer must keep it."""
         return any(lease in leases for leases in (self._running, self._ready, self._ordered, self._sieve.waiting))
+
+    def held(self) -> list[int]:
+        """All leases that `holds` is true of."""
+        return [*self._running, *self._ready, *self._ordered, *self._sieve.waiting]
 
     def _filled(self) -> int:
         """Places of batches taken by finished groups since the branch's start."""
@@ -353,6 +370,7 @@ class LeaseBook:
                     granted=running.granted,
                     deadline=running.deadline,
                     place=running.place,
+                    pulse=running.pulse,
                 )
                 for running in self._running.values()
             ),
@@ -373,7 +391,7 @@ class LeaseBook:
         self._consumed, self._typical_seconds = state.consumed, state.typical_seconds
         for one in state.running:
             holder = (one.slot, one.incarnation)
-            self._running[one.lease.id] = Running(one.lease, holder, one.granted, one.deadline, one.place)
+            self._running[one.lease.id] = Running(one.lease, holder, one.granted, one.deadline, one.place, one.pulse)
             self._busy[one.lease.prompt_id] += 1
         self._ready = {report.lease_id: report for report in state.ready}
         self._busy.update(report.prompt_id for report in state.ready)

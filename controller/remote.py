@@ -1,41 +1,28 @@
-"""The controller as a Ray actor: bytes in, bytes out, one event loop, and the clock that the state machine lacks.
+"""The controller as a Ray actor: bytes in, bytes out, one event loop, and the clock that the desk lacks.
 
-The driver wraps `ControllerActor` with `ray.remote`. Every message in and out is one `[bytes] uint8` frame.
+The driver wraps `ControllerActor` with `ray.remote`. Every message in and out is one `[bytes] uint8` frame. Ray may
+restart it: its first call then takes over from the journal.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from entrostat.controller.events import (
-    Command,
-    Discard,
-    Event,
-    Missing,
-    Order,
-    OrderRequested,
-    Published,
-    Pulsed,
-    Reply,
-    Rewound,
-    Scaled,
-    StepReported,
-    Ticked,
-)
+from entrostat.controller.desk import Desk
+from entrostat.controller.journal import Folder
 from entrostat.controller.snapshot import ControllerState
-from entrostat.controller.state import Controller
 from entrostat.controller.telemetry import Telemetry
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import UInt8
-from entrostat.protocol.errors import EntrostatError, StationLost
+from entrostat.protocol.errors import StationLost
+from entrostat.protocol.lives import Writer
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import (
     GroupsMissing,
-    PolicyVersion,
     Pulse,
-    PulseReply,
     StepReport,
     TrainOrder,
     WeightsManifest,
@@ -48,7 +35,6 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
 SCALE_SECONDS = 10.0  # for one request; the loop is never busy for so long
-KEPT_MANIFESTS = 3  # of the newest versions: what an actor may be offered
 
 
 class RemoteMethod(Protocol):
@@ -67,11 +53,16 @@ class BufferHandle(Protocol):
         """Forgets the groups of some leases."""
         ...
 
+    @property
+    def retain(self) -> RemoteMethod:
+        """Forgets all groups but those of some leases."""
+        ...
+
 
 class Started(NamedTuple):
     """What `start` makes."""
 
-    controller: Controller
+    desk: Desk
     exporter: Exporter
     telemetry: Telemetry
 
@@ -81,52 +72,56 @@ class ControllerActor:
 
     Args:
         settings: a `Stations` frame.
-        levels: `[prompts]` the level of each training prompt.
-        buffer: handle of the sample buffer.
         branch: of all versions from now on.
         step: the branch starts from these weights.
-        snapshot: a `ControllerState` frame of an earlier branch.
     """
 
-    def __init__(
-        self,
-        settings: UInt8,
-        levels: Sequence[str],
-        buffer: BufferHandle,
-        branch: int = 0,
-        step: int = 0,
-        snapshot: UInt8 | None = None,
-    ) -> None:
-        # What can fail waits for `start`: an error in a constructor reaches nobody with its type.
-        self._settings, self._snapshot = settings, snapshot
-        self._levels = levels
+    def __init__(self, settings: UInt8, branch: int = 0, step: int = 0) -> None:
+        # What can fail waits for `start`: an error in a constructor reaches nobody with its type. What lies in Ray's
+        # object store is given there too, or a restart would depend on it: the prompts' levels and the state are in
+        # the journal by then, the buffer's handle comes with `welcome`.
+        self._settings = wire.decode(settings, Stations)
         self._branch, self._step = branch, step
-        self._buffer = buffer
+        self._buffer: BufferHandle | None = None
+        self._writer: Writer | None = None
+        self._journal = Folder(Path(self._settings.directory) / "journal")
         self._started: Started | None = None
         self._targets: list[dict[str, Any]] = []
         self._ordered: TrainOrder | None = None
-        self._manifests: dict[PolicyVersion, WeightsManifest] = {}
         self._changed = asyncio.Event()
         self._ticker: asyncio.Task[None] | None = None
 
-    async def start(self) -> int:
+    async def start(self, levels: Sequence[str], buffer: BufferHandle, state: UInt8 | None = None) -> int:
         """Sets the controller up and starts its clock; returns the port of its metrics.
 
+        Args:
+            levels: `[prompts]` the level of each training prompt.
+            buffer: handle of the sample buffer.
+            state: a `ControllerState` frame of an earlier branch.
+
         Raises:
+            StationLost: a newer life of the run has begun.
             TaskError: there are no prompts.
-            CheckpointDamaged: the snapshot does not fit.
-            ResourceError: the metrics port is taken.
+            CheckpointDamaged: the state does not fit.
+            JournalDamaged, JournalDiffers: the branch's journal can't be gone on with.
+            ResourceError: the metrics port is taken, or the journal can't be written.
         """
-        stations = wire.decode(self._settings, Stations)
+        self._buffer = buffer
+        if self._started is None:
+            before = None if state is None else wire.decode(state, ControllerState)
+            self._started = self._start(levels, before)
+        return await self.endpoint()
+
+    def _start(self, levels: Sequence[str] | None, state: ControllerState | None) -> Started:
+        stations, began = self._settings, time.monotonic()
+        if self._writer is None:
+            self._writer = Writer(stations.directory, self._branch, "the controller")
         log_to(stations.directory, "controller")
-        before = None if self._snapshot is None else wire.decode(self._snapshot, ControllerState)
-        controller = Controller(stations, self._levels)
-        if self._branch:
-            controller.apply(Rewound(branch=self._branch, step=self._step, state=before, at=time.monotonic()))
+        desk = Desk(stations, levels, self._journal, time.monotonic, branch=self._branch, step=self._step, state=state)
         loop = asyncio.get_running_loop()
 
         def scale(actors: int) -> int:
-            return asyncio.run_coroutine_threadsafe(self._scale(actors), loop).result(SCALE_SECONDS)
+            return asyncio.run_coroutine_threadsafe(self.scale(actors), loop).result(SCALE_SECONDS)
 
         exporter = Exporter(
             "controller",
@@ -135,29 +130,35 @@ class ControllerActor:
             targets=lambda: self._targets,
             scale=scale_gate(stations, scale),
         )
-        self._started = Started(controller, exporter, Telemetry(exporter, controller))
-        log.info("the controller starts at version %s with %d prompts", controller.version, len(self._levels))
-        return await self.endpoint()
+        log.info(
+            "the controller starts at version %s, its life %d in this branch, after %.2f s",
+            desk.controller.version,
+            desk.controller.term,
+            time.monotonic() - began,
+        )
+        return Started(desk, exporter, Telemetry(exporter, desk.controller))
 
     async def pulse(self, frame: UInt8) -> UInt8:
         """A `Pulse` in, a `PulseReply` out."""
         pulse = wire.decode(frame, Pulse)
-        for command in self._apply(Pulsed(pulse=pulse, at=time.monotonic())):
-            if isinstance(command, Reply):
-                if command.fenced:
-                    log.info("slot %d: incarnation %d is fenced, a newer one lives", pulse.slot, pulse.incarnation)
-                return wire.encode(self._with_manifest(command))
-        raise EntrostatError(f"the controller had no reply to a pulse of slot {pulse.slot}; expected a PulseReply")
+        reply = self._running().desk.pulse(pulse)
+        self._happened()
+        if reply.fenced:
+            log.info("slot %d: incarnation %d is fenced, a newer one lives", pulse.slot, pulse.incarnation)
+        return wire.encode(reply)
 
     async def order(self, wait_seconds: float) -> UInt8 | None:
         """The `TrainOrder` of the next step once there are groups for it; None when `wait_seconds` pass first."""
         deadline = time.monotonic() + wait_seconds
         while True:
-            changed = self._changed
-            for command in self._apply(OrderRequested(at=time.monotonic())):
-                if isinstance(command, Order):
-                    self._note_order(command.order)
-                    return wire.encode(command.order)
+            changed, desk = self._changed, self._running().desk
+            order = desk.order()
+            self._discard(desk)
+            if order is not None:
+                if not desk.synced:
+                    await asyncio.to_thread(desk.sync)
+                self._note_order(order)
+                return wire.encode(order)
             try:
                 await asyncio.wait_for(changed.wait(), deadline - time.monotonic())
             except TimeoutError:
@@ -166,16 +167,16 @@ class ControllerActor:
     async def report(self, frame: UInt8) -> UInt8:
         """A `StepReport` in, a `ControllerView` out."""
         report = wire.decode(frame, StepReport)
-        controller, _, telemetry = self._running()
-        self._apply(StepReported(report=report, at=time.monotonic()))
-        if controller.version != report.version:
+        desk, _, telemetry = self._running()
+        view = desk.report(report)
+        self._happened()
+        if view.version != report.version:
             log.warning(
                 "a report of step %s was ignored: the controller is at %s, its order %s",
                 report.version,
-                controller.version,
+                view.version,
                 "is under way" if self._ordered is not None else "was none",
             )
-        view = controller.view()
         telemetry.law(view, report)
         return wire.encode(view)
 
@@ -183,24 +184,38 @@ class ControllerActor:
         """A `GroupsMissing` in: the order is given up."""
         missing = wire.decode(frame, GroupsMissing)
         log.info("the buffer lost %d groups of order %s", len(missing.lease_ids), missing.version)
-        self._apply(Missing(missing=missing, at=time.monotonic()))
+        self._running().desk.missing(missing)
+        self._happened()
 
     async def publish(self, frame: UInt8) -> None:
         """A `WeightsManifest` in: actors are told with their next pulse."""
         manifest = wire.decode(frame, WeightsManifest)
         log.info("version %s is published, %d bytes", manifest.version, manifest.bytes)
-        self._manifests[manifest.version] = manifest
-        for version in sorted(self._manifests)[:-KEPT_MANIFESTS]:
-            del self._manifests[version]
-        self._apply(Published(version=manifest.version, checksum=manifest.checksum))
+        self._running().desk.publish(manifest)
+        self._happened()
+
+    async def welcome(self, buffer: BufferHandle) -> None:
+        """After a restart: the buffer's handle, which the journal does not hold."""
+        self._buffer = buffer
+        # What was to be forgotten when the process before died is known no more.
+        buffer.retain.remote(self._running().desk.controller.held)
+
+    async def scale(self, actors: int) -> int:
+        """So many rollout actors are wanted from now on; returns how many were until now."""
+        log.info("%d rollout actors are wanted", actors)
+        desk = self._running().desk
+        before = desk.controller.wanted_actors
+        desk.scale(actors)
+        self._happened()
+        return before
 
     async def view(self) -> UInt8:
         """The `ControllerView` of now."""
-        return wire.encode(self._running().controller.view())
+        return wire.encode(self._running().desk.controller.view())
 
-    async def snapshot(self) -> UInt8:
+    async def checkpoint(self) -> UInt8:
         """A `ControllerState` for the checkpoint."""
-        return wire.encode(self._running().controller.state())
+        return wire.encode(self._running().desk.checkpoint())
 
     async def set_targets(self, targets: list[dict[str, Any]]) -> None:
         """What `/targets` answers: Prometheus' HTTP service-discovery form."""
@@ -209,7 +224,7 @@ class ControllerActor:
 
     async def wanted_actors(self) -> int:
         """How many rollout actors there should be."""
-        return self._running().controller.wanted_actors
+        return self._running().desk.controller.wanted_actors
 
     async def endpoint(self) -> int:
         """The port of the metrics endpoint; also starts the clock."""
@@ -217,40 +232,40 @@ class ControllerActor:
         self._keep_ticking()
         return port
 
-    async def _scale(self, actors: int) -> int:
-        before = self._running().controller.wanted_actors
-        self._apply(Scaled(actors=actors))
-        return before
-
-    def _with_manifest(self, reply: Reply) -> PulseReply:
-        """An offer of a version whose manifest is not here is kept for a later pulse."""
-        manifest = None if reply.offer is None else self._manifests.get(reply.offer)
-        return PulseReply(leases=reply.leases, ended=reply.ended, manifest=manifest, fenced=reply.fenced)
+    async def finish(self) -> None:
+        """The run came to its end: the journal says so, and nothing is answered any more."""
+        desk = self._running().desk
+        if self._ticker is not None:
+            self._ticker.cancel()
+        desk.close()
 
     def _running(self) -> Started:
         if self._started is None:
-            raise StationLost("the controller was asked for work before it was started: call start first")
+            if not any(branch == self._branch for branch, _ in self._journal.segments()):
+                raise StationLost("the controller was asked for work before it was started: call start first")
+            # Ray restarted this process.
+            self._started = self._start(None, None)
         return self._started
 
-    def _apply(self, event: Event) -> tuple[Command, ...]:
-        controller, _, telemetry = self._running()
+    def _happened(self) -> None:
+        """After every event."""
+        desk, _, telemetry = self._running()
         self._keep_ticking()
-        commands = controller.apply(event)
-        discarded = [lease for command in commands if isinstance(command, Discard) for lease in command.lease_ids]
-        if discarded:
+        self._discard(desk)
+        telemetry.leases(desk.controller)
+        # Every waiter looks again; the next ones wait for the next change.
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _discard(self, desk: Desk) -> None:
+        if self._buffer is not None and (discarded := desk.discards()):
             self._buffer.discard.remote(discarded)
-        telemetry.leases(controller)
-        if not isinstance(event, OrderRequested):
-            # Every waiter looks again; the next ones wait for the next change.
-            self._changed.set()
-            self._changed = asyncio.Event()
-        return commands
 
     def _note_order(self, order: TrainOrder) -> None:
         if order is not self._ordered:
             self._ordered = order
-            controller, _, telemetry = self._running()
-            telemetry.ordered(controller.view())
+            desk, _, telemetry = self._running()
+            telemetry.ordered(desk.controller.view())
 
     def _keep_ticking(self) -> None:
         """Starts the ticker on the loop that serves the calls; a ticker that failed fails the next call."""
@@ -262,4 +277,5 @@ class ControllerActor:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            self._apply(Ticked(at=time.monotonic()))
+            self._running().desk.tick()
+            self._happened()

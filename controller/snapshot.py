@@ -23,6 +23,7 @@ class RunningLease(msgspec.Struct, frozen=True, kw_only=True):
     granted: float  # seconds on the events' clock
     deadline: float
     place: int
+    pulse: int  # number of the pulse that was answered with it
 
 
 class SieveState(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +74,7 @@ class ActorState(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int
     seen: float  # seconds, the last pulse
     judging: int
+    number: int  # of its last pulse
 
 
 class ControllerState(msgspec.Struct, frozen=True, kw_only=True, tag=True):

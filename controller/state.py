@@ -56,6 +56,7 @@ class Actor(msgspec.Struct):
     incarnation: int
     seen: float  # seconds, the last pulse
     judging: int
+    number: int  # of its last pulse
 
 
 class Controller:
@@ -123,6 +124,16 @@ class Controller:
     def version(self) -> PolicyVersion:
         """What the next order starts from."""
         return self._version
+
+    @property
+    def held(self) -> list[int]:
+        """Leases whose groups may yet be trained, or are being sampled."""
+        return self._book.held()
+
+    @property
+    def now(self) -> float:
+        """Seconds on the events' clock."""
+        return self._now
 
     @property
     def reading(self) -> Reading:
@@ -213,7 +224,13 @@ class Controller:
             book=self._book.state(),
             round=self._round.state(),
             actors=tuple(
-                ActorState(slot=slot, incarnation=actor.incarnation, seen=actor.seen, judging=actor.judging)
+                ActorState(
+                    slot=slot,
+                    incarnation=actor.incarnation,
+                    seen=actor.seen,
+                    judging=actor.judging,
+                    number=actor.number,
+                )
                 for slot, actor in sorted(self._actors.items())
             ),
             wanted_actors=self._wanted_actors,
@@ -260,7 +277,7 @@ class Controller:
         self._observed = state.observed
         self._book.restore(state.book, state.term)
         self._round.restore(state.round)
-        self._actors = {one.slot: Actor(one.incarnation, one.seen, one.judging) for one in state.actors}
+        self._actors = {one.slot: Actor(one.incarnation, one.seen, one.judging, one.number) for one in state.actors}
 
     def _rewound(self, event: Rewound) -> tuple[Command, ...]:
         """Begins a branch.
@@ -306,12 +323,23 @@ class Controller:
         ended_here: tuple[int, ...] = ()
         if actor is not None and pulse.incarnation > actor.incarnation:
             ended_here = self._book.evict(pulse.slot)
-        self._actors[pulse.slot] = Actor(pulse.incarnation, self._now, pulse.judging)
+        same = actor is not None and pulse.incarnation == actor.incarnation
+        newest = max(pulse.number, actor.number) if actor is not None and same else pulse.number
+        self._actors[pulse.slot] = Actor(pulse.incarnation, self._now, pulse.judging, newest)
         useless = self._take_reports(pulse.reports)
         holder = (pulse.slot, pulse.incarnation)
+        if pulse.number == newest:  # else it was overtaken
+            ended_here += self._book.end_unheard(holder, pulse.running, pulse.number)
         returned = self._book.take_back(holder, pulse.returned)
         gone = self._book.renew(holder, pulse.running, self._now)
-        leases = self._book.grant(holder, room=pulse.room, serves=pulse.version, newest=self._newest, at=self._now)
+        leases = self._book.grant(
+            holder,
+            room=pulse.room,
+            serves=pulse.version,
+            newest=self._newest,
+            at=self._now,
+            pulse=pulse.number,
+        )
         offer = self._book.offer(holder, self._newest)
         reply = Reply(leases=leases, ended=gone, offer=None if offer == pulse.version else offer, fenced=False)
         return (reply, *_discard((*ended_here, *returned, *useless, *self._drop_filtered())))

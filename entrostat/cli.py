@@ -135,6 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, metavar="RUN")
     report.set_defaults(command=_report)
 
+    replay = commands.add_parser("replay", help="apply a run's journal again, and hold it against what was recorded")
+    replay.add_argument("run", type=Path, metavar="RUN")
+    replay.add_argument("--to-step", type=int, metavar="N", help="show the controller's state at that step")
+    replay.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    replay.set_defaults(command=_replay)
+
     compare = commands.add_parser("compare", help="draw reward and entropy of several runs in one picture")
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     compare.add_argument(
@@ -247,6 +253,14 @@ def _report(chosen: argparse.Namespace) -> int:
     _check_runs([chosen.run])
     print(report.write_report(chosen.run))
     return 0
+
+
+def _replay(chosen: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from entrostat import replay
+
+    return replay.run(chosen.run, to_step=chosen.to_step, as_json=chosen.json, console=Console())
 
 
 def _compare(chosen: argparse.Namespace) -> int:

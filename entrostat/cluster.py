@@ -16,7 +16,7 @@ from entrostat.learner.remote import BufferActor
 from entrostat.learners import Learners
 from entrostat.placement import gpu_shares
 from entrostat.protocol import wire
-from entrostat.protocol.errors import ResourceError, Stalled
+from entrostat.protocol.errors import ResourceError, Stalled, StationAway, StationLost
 from entrostat.protocol.messages import (
     ActorView,
     ControllerView,
@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 START_SECONDS = 300.0
 WANTED_SECONDS = 0.5  # between two questions of how many actors there should be
+RESTART_SECONDS = 120.0  # until a station that Ray restarts answers again
+RETRY_SECONDS = 0.2
+STATION_RESTARTS = 20  # of the controller, and of the sample buffer
 STOP_SECONDS = 10.0
 
 
@@ -44,6 +47,14 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
     who: str
     reference: Any
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint that the learner writes while it trains on."""
+
+    folder: Path
+    reference: Any
+    deadline: float  # monotonic
 
 
 class Cluster:
@@ -80,16 +91,15 @@ class Cluster:
         self._actor_cpus = 0 if address == "local" else 1
         self._settings = ray_calls.share(wire.encode(stations))
         self._prompts = ray_calls.share(wire.encode(prompts))
-        levels = [prompt.level for prompt in prompts.prompts[:training_prompts]]
-        place = (branch, step)
-        self._buffer = ray_calls.remote(BufferActor).remote(self._settings)
-        self._buffer_lives = self._buffer.endpoint.remote()
-        snapshot = None
+        self._levels = [prompt.level for prompt in prompts.prompts[:training_prompts]]
+        self._state = None
         if checkpoint is not None:
-            snapshot = ray_calls.share(np.frombuffer((checkpoint / "controller.bin").read_bytes(), np.uint8))
-        self._controller = ray_calls.remote(ControllerActor).remote(
-            self._settings, levels, self._buffer, *place, snapshot
-        )
+            self._state = np.frombuffer((checkpoint / "controller.bin").read_bytes(), np.uint8)
+        # Ray may restart these two: what they are made of is not in its object store.
+        settings = wire.encode(stations)
+        self._buffer = ray_calls.remote(BufferActor, restarts=STATION_RESTARTS).remote(settings)
+        self._buffer_lives = self._buffer.endpoint.remote()
+        self._controller = ray_calls.remote(ControllerActor, restarts=STATION_RESTARTS).remote(settings, branch, step)
         learner_gpus, self._actor_gpus = gpu_shares(stations, ray_calls.gpus())
         version = PolicyVersion(branch=branch, step=step)
         self._learners = Learners(
@@ -97,6 +107,8 @@ class Cluster:
         )
         self._learner = self._learners.first
         # The engines come up while the learner loads the policy.
+        self._controller_away = False  # it died, and does not know the newest weights' manifest yet
+        self._returned = False  # a station that was away came back, with another port
         self._learner_starts = self._learner.start.remote()
         self._slots = Slots(
             stations.rollout.actors, self._new_actor, rollout=stations.rollout, say=say, room=self._room
@@ -107,7 +119,12 @@ class Cluster:
 
     def start(self) -> WeightsManifest:
         """Waits until every station is up and every actor serves the starting version."""
-        self._answer(self._controller.start.remote(), "the controller", START_SECONDS, watch=False)
+        self._answer(
+            self._controller.start.remote(self._levels, self._buffer, self._state),
+            "the controller",
+            START_SECONDS,
+            watch=False,
+        )
         weights = self._answer(self._learner_starts, "the learner", START_SECONDS, watch=False)
         self._answer(self._controller.publish.remote(weights), "the controller", ANSWER_SECONDS, watch=False)
         self._slots.weights = weights
@@ -148,8 +165,7 @@ class Cluster:
 
     def next_order(self, wait_seconds: float) -> TrainOrder | None:
         """The next order, or None when none could be made within the time."""
-        reference = self._controller.order.remote(wait_seconds)
-        frame = self._answer(reference, "the controller", wait_seconds + ANSWER_SECONDS)
+        frame = self._ask("order", wait_seconds, seconds=wait_seconds + ANSWER_SECONDS)
         return None if frame is None else wire.decode(frame, TrainOrder)
 
     def train(self, order: TrainOrder, wait_seconds: float) -> StepOutcome | GroupsMissing:
@@ -161,28 +177,66 @@ class Cluster:
             self._slots.weights = wire.encode(outcome.manifest)
         return outcome
 
+    def retrain(self, order: TrainOrder) -> StepOutcome:
+        """The step of an order that an earlier process trained, on its recorded groups, from the learner's own version.
+
+        The learner stands at the order's step. Its weights are offered to the actors before this returns.
+
+        Raises:
+            CheckpointDamaged: the order's groups were not recorded, or their file has changed.
+        """
+        frame = self._answer(self._learner.retrain.remote(wire.encode(order)), "the learner", self._stall_seconds)
+        outcome = wire.decode(frame, StepOutcome)
+        self._slots.weights = wire.encode(outcome.manifest)
+        return outcome
+
     def report(self, outcome: StepOutcome) -> ControllerView:
         """Tells the controller of a step and its weights; returns what it makes of them."""
-        frame = self._answer(
-            self._controller.report.remote(wire.encode(outcome.report)), "the controller", ANSWER_SECONDS
-        )
-        self._answer(self._controller.publish.remote(self._slots.weights), "the controller", ANSWER_SECONDS)
+        frame = self._ask("report", wire.encode(outcome.report))
+        self._ask("publish", self._slots.weights)
         return wire.decode(frame, ControllerView)
 
     def missing(self, missing: GroupsMissing) -> None:
         """Tells the controller that an order can't be trained."""
-        self._answer(self._controller.missing.remote(wire.encode(missing)), "the controller", ANSWER_SECONDS)
+        self._ask("missing", wire.encode(missing))
 
     def controller_view(self) -> ControllerView:
         """How the controller stands."""
-        return wire.decode(
-            self._answer(self._controller.view.remote(), "the controller", ANSWER_SECONDS), ControllerView
-        )
+        return wire.decode(self._ask("view"), ControllerView)
 
-    def save(self, folder: Path) -> None:
-        """Commits a checkpoint: the learner's state and the controller's, in one folder, whole or not at all."""
-        snapshot = self._answer(self._controller.snapshot.remote(), "the controller", ANSWER_SECONDS)
-        self._answer(self._learner.save.remote(str(folder), snapshot), "the learner's checkpoint", self._stall_seconds)
+    def save(self, folder: Path) -> Commit:
+        """Begins a checkpoint: the learner's state and the controller's, in one folder, whole or not at all.
+
+        When this returns, steps may be trained that are not in it; `committed` tells its end. A learner of several
+        ranks has written it by then.
+        """
+        began = time.monotonic()
+        snapshot = self._ask("checkpoint")
+        reference = self._learner.save.remote(str(folder), snapshot)
+        self._answer(reference, f"the learner, asked to save {folder.name},", self._stall_seconds)
+        return Commit(folder=folder, reference=self._learner.commit.remote(), deadline=began + self._stall_seconds)
+
+    def committed(self, commit: Commit, *, wait: bool, watch: bool = True) -> bool:
+        """Whether a checkpoint is whole and in its place; waits for it if asked, watching the other stations or not.
+
+        Raises:
+            ResourceError: the disk is full, or can't be written.
+            Stalled: it took longer than `stall_seconds`.
+            StationLost: the learner died.
+        """
+        while not ray_calls.done(commit.reference, 1.0 if wait else 0.0):
+            if time.monotonic() >= commit.deadline:
+                raise Stalled(
+                    f"the checkpoint {commit.folder} was not committed within run.stall_seconds = "
+                    f"{self._stall_seconds:.0f}: the disk is slow or hangs; the checkpoint before it is untouched"
+                )
+            if not wait:
+                return False
+            if watch:
+                self._learners.watch()
+                self.watch()
+        ray_calls.answer(commit.reference, "the learner", ANSWER_SECONDS)
+        return True
 
     def actor_views(self) -> list[ActorView]:
         """What each living actor last said of itself; asks again without waiting."""
@@ -197,16 +251,26 @@ class Cluster:
             EntrostatError: an actor stopped for a reason it named.
         """
         if ray_calls.done(self._buffer_lives):
-            ray_calls.answer(self._buffer_lives, "the sample buffer", ANSWER_SECONDS)
+            try:
+                ray_calls.answer(self._buffer_lives, "the sample buffer", ANSWER_SECONDS)
+            except StationAway as error:
+                log.warning("%s; its groups are sampled again", error)
+                self._returned = True
             self._buffer_lives = self._buffer.endpoint.remote()
         self._heed_scaling()
-        if self._slots.watch():
+        if self._slots.watch() or self._returned:
+            if self._returned:
+                self._returned = False
+                self._ask_ports()
             self._register_targets()
 
     def endpoints(self) -> tuple[str, int]:
-        """Where the controller serves `/targets` and `/healthz`."""
-        port = self._answer(self._controller.endpoint.remote(), "the controller", ANSWER_SECONDS, watch=False)
-        return self._stations.metrics_host, int(port)
+        """Where the controller serves `/targets`, `/healthz` and `/scale`, since `start`."""
+        return self._stations.metrics_host, self._ports["controller"]
+
+    def finish(self) -> None:
+        """The run came to its end: its journal says so."""
+        self._ask("finish")
 
     def close(self) -> None:
         """Stops every station. Never raises: it also runs after a failure, whose error matters more."""
@@ -241,7 +305,10 @@ class Cluster:
             self._wanted, self._wanted_at = self._controller.wanted_actors.remote(), now + WANTED_SECONDS
         elif self._wanted is not None and ray_calls.done(self._wanted):
             reference, self._wanted = self._wanted, None
-            self._slots.resize(int(ray_calls.answer(reference, "the controller", ANSWER_SECONDS)))
+            try:
+                self._slots.resize(int(ray_calls.answer(reference, "the controller", ANSWER_SECONDS)))
+            except StationAway:
+                self._returned = True  # asked again when it is back
 
     def _register_targets(self) -> None:
         """Lists what can be scraped. Nobody is waited for: a learner in its step answers no question of ports."""
@@ -250,6 +317,40 @@ class Cluster:
         self._controller.set_targets.remote(
             [{"targets": [f"{host}:{port}"], "labels": {"station": name, "run": run}} for name, port in ports]
         )
+
+    def _ask_ports(self) -> None:
+        """Of those that Ray restarts; with the process the port changes."""
+        try:
+            for name, station in (("controller", self._controller), ("buffer", self._buffer)):
+                self._ports[name] = self._answer(station.endpoint.remote(), f"the {name}", ANSWER_SECONDS, watch=False)
+        except StationAway:
+            self._returned = True  # again when it is back
+
+    def _ask(self, call: str, *arguments: Any, seconds: float = ANSWER_SECONDS) -> Any:
+        """The controller's answer; while Ray restarts it, it is asked again: it takes over from its journal.
+
+        Raises:
+            Stalled, StationLost: as `_answer`.
+        """
+        deadline = time.monotonic() + RESTART_SECONDS
+        while True:
+            try:
+                if self._controller_away:
+                    welcome = self._controller.welcome.remote(self._buffer)
+                    self._answer(welcome, "the controller", ANSWER_SECONDS)
+                    self._answer(self._controller.publish.remote(self._slots.weights), "the controller", ANSWER_SECONDS)
+                    self._controller_away, self._returned = False, True
+                return self._answer(getattr(self._controller, call).remote(*arguments), "the controller", seconds)
+            except StationAway as error:
+                if not self._controller_away:
+                    log.warning("%s; its journal is read again", error)
+                self._controller_away = True
+                if time.monotonic() > deadline:
+                    raise StationLost(
+                        f"the controller was not back within {RESTART_SECONDS:.0f} s; its log is in "
+                        f"{self._stations.directory}/logs"
+                    ) from error
+                time.sleep(RETRY_SECONDS)
 
     def _answer(self, reference: Any, who: str, seconds: float, *, watch: bool = True) -> Any:
         """A station's answer, watching the learner's ranks meanwhile, and the actors unless told otherwise.

@@ -33,6 +33,9 @@ class RunSettings(Settings, frozen=True, kw_only=True):
     seed: CountOrZero = 0
     deterministic: bool = False  # killed and resumed it equals an unbroken run to the bit; slower
     stall_seconds: Seconds = 600.0  # without an optimizer step the run ends with exit code 3
+    # So often the run goes on by itself from its newest checkpoint after a station was lost.
+    restarts: CountOrZero = 0
+    record_samples: bool = False  # keep what was trained on, so that a resumed run can make its last steps again
 
 
 class EvaluationSettings(Settings, frozen=True, kw_only=True):
@@ -136,6 +139,7 @@ def stations(config: RunConfig, run_directory: str | Path) -> Stations:
         metrics_host=config.monitor.host,
         metrics_port=config.monitor.port,
         samples_per_step=config.report.samples_per_step,
+        record_samples=config.run.record_samples,
     )
 
 

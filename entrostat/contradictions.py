@@ -58,6 +58,7 @@ def contradictions(config: "RunConfig", evaluation_without_tasks: bool) -> list[
     """All there are. `evaluation_without_tasks`: there is an [evaluation] section that names none."""
     return [
         *_run(config),
+        *_deterministic(config),
         *_tasks(config),
         *_evaluation(config, evaluation_without_tasks),
         *_lengths(config),
@@ -100,6 +101,29 @@ def _run(config: "RunConfig") -> Iterator[Problem]:
             ("verifier", "deadline_seconds"),
             f"= {config.verifier.deadline_seconds:g} is not below [run] stall_seconds = {run.stall_seconds:g}: "
             "one hanging verification would end the run",
+        )
+
+
+def _deterministic(config: "RunConfig") -> Iterator[Problem]:
+    if not config.run.deterministic:
+        return
+    because = "[run] deterministic = true"
+    if config.rollout.max_staleness > 1:
+        yield Problem(
+            ("rollout", "max_staleness"),
+            f"= {config.rollout.max_staleness}, and {because} allows 0 or 1: the weights of two versions are kept",
+        )
+    if config.batch.filter != "none":
+        yield Problem(
+            ("batch", "filter"),
+            f'= "{config.batch.filter}", and {because} needs "none": which group fills a place up '
+            "depends on which is done first",
+        )
+    if config.learner.ranks != 1 or config.learner.device != "cpu":
+        yield Problem(
+            ("learner", "device"),
+            f"and ranks are {config.learner.device!r} and {config.learner.ranks}, and {because} needs one rank on the "
+            'CPU: ranks = 1 and device = "cpu"',
         )
 
 

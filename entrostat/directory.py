@@ -1,20 +1,26 @@
 """The run directory: made whole or not at all, used by one process at a time.
 
 runs/NAME/  config.toml (effective) · run.json, token (endpoints of a living run) · metrics.jsonl · summary.json
-            checkpoints/step-N/ · samples/step-N.jsonl · report/
+            checkpoints/step-N/ · journal/groups/ (where they are recorded) · samples/step-N.jsonl · report/
+            lock (of the driver) · branch and writers (which life it is in, and who may write: protocol/lives.py)
 """
 
+import contextlib
 import fcntl
 import os
 import secrets
 import shutil
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from entrostat.protocol.errors import RunDirectoryError
+from entrostat.learner.recorded import FOLDER
+from entrostat.protocol import lives
+from entrostat.protocol.errors import RunDirectoryError, StationLost
 from entrostat.protocol.scaling import FILE, VARIABLE
 
 TOKEN_BYTES = 32
@@ -40,7 +46,13 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._alone: IO[bytes] | None = None  # between two lives: keeps the stations out
         self._lock = _locked(path / "lock")
+        try:
+            self.branch = lives.read_branch(path) or 0
+        except RunDirectoryError:
+            self._lock.close()
+            raise
 
     @property
     def config(self) -> Path:
@@ -68,6 +80,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def recorded(self) -> Path:
+        """Groups that were trained, where the run records them."""
+        return self.path / FOLDER
+
+    @property
     def report(self) -> Path:
         """What people look at."""
         return self.path / "report"
@@ -86,11 +103,48 @@ class RunDirectory:
         """Says where the living run can be asked."""
         write_atomically(self.path / "run.json", msgspec.json.format(msgspec.json.encode(info)))
 
+    def end_life(self, say: Callable[[str], None]) -> None:
+        """Waits until no station of the present life may write any more, and lets none begin to.
+
+        Raises:
+            StationLost: another process has begun a newer life, or the directory is gone.
+            RunDirectoryError: a station did not end in time; names it.
+        """
+        if self._alone is None:
+            self.check()
+            self._alone = lives.outlive(self.path, say)
+
+    def begin_life(self, above: int = 0) -> int:
+        """Begins the next life, on a branch after every earlier one and `above`; returns it.
+
+        It is on disk before this returns. `end_life` comes first.
+        """
+        self.branch = max(self.branch, above) + 1
+        write_atomically(self.path / lives.BRANCH, f"{self.branch}\n".encode())
+        self._let_in()
+        return self.branch
+
+    def check(self) -> None:
+        """Sees that the directory is still this process's to write; called before what it writes counts.
+
+        Raises:
+            StationLost: a newer life has begun where locks don't work, or the directory is gone.
+        """
+        lives.check(self.path, self.branch, self.path / "lock", self._lock.fileno())
+
     def close(self) -> None:
         """Gives the directory back; `run.json` names no dead endpoint afterwards."""
-        (self.path / "run.json").unlink(missing_ok=True)
-        (self.path / FILE).unlink(missing_ok=True)
+        with contextlib.suppress(StationLost, RunDirectoryError):  # then it is another's
+            self.check()
+            (self.path / "run.json").unlink(missing_ok=True)
+            (self.path / FILE).unlink(missing_ok=True)
+        self._let_in()
         self._lock.close()
+
+    def _let_in(self) -> None:
+        if self._alone is not None:
+            self._alone.close()
+            self._alone = None
 
 
 def create(path: Path, config: str, *, keep_earlier: bool) -> RunDirectory:
@@ -111,8 +165,10 @@ def create(path: Path, config: str, *, keep_earlier: bool) -> RunDirectory:
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        (fresh / "config.toml").write_text(config, encoding="utf-8")
+        write_atomically(fresh / "config.toml", config.encode())
+        write_atomically(fresh / lives.BRANCH, b"0\n")
         fresh.rename(path)
+        sync(path.parent)
     except OSError as error:
         raise RunDirectoryError(
             f"the run directory {path} can't be made: {error.strerror}; choose another with --run DIR"
@@ -144,19 +200,19 @@ def keep(path: Path) -> Path:
     """
     if not (path / "config.toml").is_file():
         raise RunDirectoryError(f"{path} holds no run that could be kept: choose another place with --run DIR")
-    _locked(path / "lock").close()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
     kept = path.with_name(f"{path.name}-{stamp}")
     number = 1
     while kept.exists():
         number += 1
         kept = path.with_name(f"{path.name}-{stamp}-{number}")
-    path.rename(kept)
+    with _locked(path / "lock"), lives.outlive(path, tell):
+        path.rename(kept)
     return kept
 
 
 def reopen(path: Path) -> RunDirectory:
-    """An existing run, to go on with it.
+    """An existing run, to go on with it: `end_life`, `begin_life`.
 
     Raises:
         RunDirectoryError: there is no run there, or a process is using it.
@@ -165,29 +221,46 @@ def reopen(path: Path) -> RunDirectory:
         raise RunDirectoryError(
             f"{path} holds no run: expected a folder with a config.toml, as entrostat train makes it"
         )
-    return RunDirectory(path)
+    directory = RunDirectory(path)
+    if lives.read_branch(path) is None:  # an earlier release made it
+        write_atomically(path / lives.BRANCH, b"0\n")
+    return directory
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file so that a reader sees the old or the new one, never a part."""
+    """Replaces a file so that a reader sees the old or the new one, never a part, after a loss of power too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)
+    sync(partial)
     partial.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Returns once what a file or folder holds is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def tell(text: str) -> None:
+    """Says something before there is a screen."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _locked(path: Path) -> IO[str]:
     handle = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not lives.taken(handle.fileno(), path, fcntl.LOCK_EX):
         handle.seek(0)
         owner = handle.read().strip() or "unknown"
         handle.close()
         raise RunDirectoryError(
             f"{path.parent} is in use by process {owner}: wait for it, stop it, "
             "or choose another directory with --run DIR"
-        ) from error
+        )
     handle.truncate(0)
     handle.write(str(os.getpid()))
     handle.flush()

@@ -11,7 +11,7 @@ import msgspec
 
 from entrostat import config as configs
 from entrostat import directory as directories
-from entrostat import preflight, sinks
+from entrostat import preflight, resumable, sinks
 from entrostat.actors.tasks.load import load_prompts
 from entrostat.actors.tokenizer import HuggingFaceTokenizer
 from entrostat.cluster import Cluster
@@ -19,16 +19,10 @@ from entrostat.config import RunConfig
 from entrostat.directory import RunDirectory
 from entrostat.learner import checkpoint as checkpoints
 from entrostat.placement import check_address
-from entrostat.protocol.errors import (
-    BadInput,
-    CheckpointDamaged,
-    ConfigError,
-    EntrostatError,
-    Interrupted,
-)
+from entrostat.protocol.errors import BadInput, ConfigError, EntrostatError, Interrupted, StationLost
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import PolicyVersion, PromptSet
-from entrostat.rows import read_metrics
+from entrostat.rows import read_evaluations, read_metrics
 from entrostat.run import Run
 from entrostat.screen import open_screen
 from entrostat.summary import Summary, sentences
@@ -57,41 +51,66 @@ def begin(
     except (BadInput, Interrupted, KeyboardInterrupt):
         # What the user can mend, or stopped, before the first step leaves nothing in the way of the next try. After any
         # other failure the directory stays: its logs say what happened.
-        if not read_metrics(directory.metrics):
+        if directory.branch == 0 and not read_metrics(directory.metrics):
             shutil.rmtree(directory.path)
         raise
 
 
 def resume(path: Path, overrides: Sequence[str], *, address: str, began: float) -> int:
-    """An existing run, from its newest checkpoint on a new branch.
+    """An existing run, from its newest checkpoint on a new branch; from step 0 where it was killed before its first.
 
     Raises:
         CheckpointDamaged: the newest checkpoint does not match its checksums.
-        BadInput: there is no run, or no checkpoint.
+        ConfigError: `overrides` change what may not change.
+        BadInput: there is no run, or a process of it still lives.
     """
     directory = directories.reopen(path.resolve())
     with contextlib.ExitStack() as undo:
         undo.callback(directory.close)
         config = configs.load(directory.config, overrides, to_run=True)
-        newest = checkpoints.newest(directory.checkpoints)
-        if newest is None:
-            raise CheckpointDamaged(f"{path} has no checkpoint to go on from: begin anew with entrostat train CONFIG")
-        stamp = checkpoints.verify(newest)
-        if stamp.step > config.run.steps:
+        resumable.check(configs.load(directory.config, to_run=True), config, str(path))
+        directory.end_life(directories.tell)
+        saved, checkpoint = newest(directory)
+        if saved.step > config.run.steps:
             raise ConfigError(
-                f"{path} has made {stamp.step} steps already, run.steps is {config.run.steps}: name more to go on"
+                f"{path} has made {saved.step} steps already, run.steps is {config.run.steps}: name more to go on"
             )
-        if stamp.step == config.run.steps and _is_summed_up(directory, stamp.step):
+        if saved.step == config.run.steps and _is_summed_up(directory, saved.step):
             report = directory.report / "report.html"
-            print(f"{path} is finished: {stamp.step} of {config.run.steps} steps. Its report: {report}")
+            print(f"{path} is finished: {saved.step} of {config.run.steps} steps. Its report: {report}")
             return 0
         check_address(address)
         config, prompts, training = prepare(config, directory.path)
-        sinks.rewind(directory, stamp.step)
+        version = branch_off(directory, saved)
         directories.write_atomically(directory.config, configs.effective_toml(config).encode())
-        version = PolicyVersion(branch=stamp.branch + 1, step=stamp.step)
         undo.pop_all()
-        return _go(config, directory, prompts, training, version, newest, address=address, began=began)
+        return _go(config, directory, prompts, training, version, checkpoint, address=address, began=began)
+
+
+def newest(directory: RunDirectory) -> tuple[PolicyVersion, Path | None]:
+    """The version to go on from and its checkpoint; step 0 and none where the run was killed before its first.
+
+    Raises:
+        CheckpointDamaged: the newest checkpoint does not match its checksums.
+    """
+    folder = checkpoints.newest(directory.checkpoints)
+    if folder is None:
+        return PolicyVersion(branch=0, step=0), None
+    manifest = checkpoints.verify(folder)
+    return PolicyVersion(branch=manifest.branch, step=manifest.step), folder
+
+
+def branch_off(directory: RunDirectory, saved: PolicyVersion) -> PolicyVersion:
+    """Begins the directory's next life at a saved version, and voids what came after; what it is called from now on.
+
+    Raises:
+        RunDirectoryError: a row before the last is damaged; nothing is changed.
+    """
+    rows = read_metrics(directory.metrics)
+    read_evaluations(directory.evaluations)
+    branch = directory.begin_life(above=max(saved.branch, *(row.branch for row in rows), 0))
+    sinks.rewind(directory, saved.step)
+    return PolicyVersion(branch=branch, step=saved.step)
 
 
 def prepare(config: RunConfig, directory: Path) -> tuple[RunConfig, PromptSet, int]:
@@ -165,10 +184,56 @@ def carry_out(
     address: str,
     began: float,
 ) -> Summary:
-    """A run from its stations' start to its summary; gives its directory back."""
+    """A run from its stations' start to its summary; gives its directory back.
+
+    After a station was lost it goes on by itself from its newest checkpoint, at most `run.restarts` times.
+    """
+    restarts = 0
+    with contextlib.closing(directory):
+        while True:
+            with contextlib.suppress(_Again):
+                return _live(
+                    config,
+                    directory,
+                    prompts,
+                    training,
+                    version,
+                    checkpoint,
+                    address=address,
+                    began=began,
+                    restarts=restarts,
+                )
+            restarts += 1
+            directory.end_life(directories.tell)
+            saved, checkpoint = newest(directory)
+            version = branch_off(directory, saved)
+            log.warning("restart %d of %d: goes on from version %s", restarts, config.run.restarts, version)
+
+
+class _Again(Exception):
+    """The run ended for want of a station, and may go on."""
+
+
+def _live(
+    config: RunConfig,
+    directory: RunDirectory,
+    prompts: PromptSet,
+    training: int,
+    version: PolicyVersion,
+    checkpoint: Path | None,
+    *,
+    address: str,
+    began: float,
+    restarts: int,
+) -> Summary:
+    """One life of a run's stations.
+
+    Raises:
+        _Again: a station was lost, and the run has a restart left.
+        EntrostatError: why it ended.
+    """
     with contextlib.ExitStack() as closing:
-        closing.callback(directory.close)
-        opened = sinks.open_sinks(config.monitor.sinks, directory)
+        opened = sinks.open_sinks(config.monitor.sinks, directory, version.step)
         for sink in opened:
             closing.callback(sink.close)
         screen = open_screen(config.run.steps, config.run.name)
@@ -197,11 +262,18 @@ def carry_out(
             version=version,
             token=token,
             began=began,
+            restarts=restarts,
         )
         try:
             return run.train()
         except EntrostatError as error:
             log.error("the run ends: %s", error)
-            if checkpoints.newest(directory.checkpoints) is not None and not isinstance(error, Interrupted):
-                screen.say(f"go on from its newest checkpoint with: entrostat train --resume {directory.path}")
+            saved = any(directory.checkpoints.glob("step-*"))
+            start = "its newest checkpoint" if saved else "step 0"
+            if isinstance(error, StationLost) and restarts < config.run.restarts:
+                directory.check()
+                screen.say(f"{error}; going on from {start}, restart {restarts + 1} of {config.run.restarts}")
+                raise _Again from error
+            if not isinstance(error, Interrupted) and (saved or not isinstance(error, BadInput)):
+                screen.say(f"go on from {start} with: entrostat train --resume {directory.path}")
             raise

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from entrostat.protocol.arrays import UInt8
-from entrostat.protocol.errors import EntrostatError, ResourceError, Stalled, StationLost
+from entrostat.protocol.errors import EntrostatError, ResourceError, Stalled, StationAway, StationLost
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +65,19 @@ def reserve(count: int, *, cpus: float, gpus: float, seconds: float) -> list[Any
 
 
 def remote(
-    station: type, *, cpus: float = 0, gpus: float = 0, max_concurrency: int | None = None, place: Any = None
+    station: type,
+    *,
+    cpus: float = 0,
+    gpus: float = 0,
+    max_concurrency: int | None = None,
+    place: Any = None,
+    restarts: int = 0,
 ) -> Any:
-    """The station as a Ray actor's class, for a `place` that was reserved if there is one; Ray never restarts it."""
-    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0}
+    """The station as a Ray actor's class, for a `place` that was reserved if there is one.
+
+    Ray restarts it at most `restarts` times; calls under way are never made again by Ray.
+    """
+    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": restarts}
     if max_concurrency is not None:
         options["max_concurrency"] = max_concurrency
     if place is not None:
@@ -85,6 +94,7 @@ def answer(reference: Any, who: str, seconds: float) -> Any:
     """A call's answer; an error of ours on the other side is raised here as itself.
 
     Raises:
+        StationAway: `who` died, and Ray restarts it.
         StationLost: `who` died.
         Stalled: the answer could not be read in time.
     """
@@ -94,6 +104,8 @@ def answer(reference: Any, who: str, seconds: float) -> Any:
         if isinstance(error.cause, EntrostatError):
             raise error.cause from None
         raise
+    except ActorUnavailableError as error:
+        raise StationAway(f"{who} died and is restarted: {first_sentence(str(error))}") from error
     except RayActorError as error:
         raise StationLost(f"{who} died: {first_sentence(str(error))}") from error
     except GetTimeoutError as error:

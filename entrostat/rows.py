@@ -276,6 +276,7 @@ def _rows(path: Path, kind: type[T]) -> list[T]:
             rows.append(decoder.decode(line))
         except msgspec.DecodeError as error:
             raise RunDirectoryError(
-                f"{path}:{number} is not a row this release writes ({error}): remove the line"
+                f"{path}:{number} is not a row this release writes ({error}): restore the file from a copy, or remove "
+                "the line"
             ) from error
     return rows

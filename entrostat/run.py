@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import time
-from pathlib import Path
 
 import psutil
 
@@ -15,7 +14,7 @@ from entrostat.directory import RunDirectory, RunInfo
 from entrostat.interrupt import Interrupt
 from entrostat.learner import checkpoint as checkpoints
 from entrostat.mismatch import watch
-from entrostat.protocol.errors import Interrupted, Stalled, StationLost
+from entrostat.protocol.errors import EntrostatError, Interrupted, Stalled, StationLost
 from entrostat.protocol.messages import (
     ActorView,
     ControllerView,
@@ -26,6 +25,7 @@ from entrostat.protocol.messages import (
     StepReport,
 )
 from entrostat.rows import MetricsRow, evaluation_row, metrics_row, read_evaluations, read_metrics
+from entrostat.saving import Saving
 from entrostat.screen import Screen
 from entrostat.sinks import Sink
 from entrostat.summary import Summary
@@ -50,6 +50,7 @@ class Run:
         version: where the policy stands.
         token: file of what whoever scales the run has to know.
         began: when the command was given, Unix time.
+        restarts: how often it went on by itself after a station was lost.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Run:
         version: PolicyVersion,
         token: str,
         began: float,
+        restarts: int = 0,
     ) -> None:
         self._config = config
         self._directory = directory
@@ -76,10 +78,13 @@ class Run:
         self._version = version
         self._began = began
         self._token = token
+        self._endpoints = ("", 0)  # as run.json names them
+        self._restarts = restarts
         self._interrupt = Interrupt(screen.say)
         self._since = self._last_step_ended = time.monotonic()  # the last step, or whatever moved last
         self._alarms = Alarms(directory.path, config.verifier.alarm_share)
         self._watch = watch(config.model, config.rollout, config.learner)
+        self._saving = Saving(cluster, directory, config.checkpoint.keep)
         self._evaluation: Evaluation | None = None
         self._first_step_seconds = 0.0
         self._memory_gib = 0.0
@@ -90,12 +95,24 @@ class Run:
         Raises:
             Interrupted: the user stopped it; everything is saved.
             Stalled: nothing moved for `run.stall_seconds`.
+            StationLost: a station died.
         """
         with self._interrupt.listening():
-            self._start()
-            while self._version.step < self._config.run.steps:
-                self._step()
-            self._evaluate_now()
+            try:
+                self._start()
+                while self._version.step < self._config.run.steps:
+                    self._step()
+                self._evaluate_now()
+                self._saving.collect(wait=True)
+                self._cluster.finish()
+            except EntrostatError as error:
+                self._saving.settle()
+                if isinstance(error, StationLost) and self._interrupt.asked:
+                    raise Interrupted(
+                        f"stopped, and nothing more could be saved: {error}; go on from what was saved before with: "
+                        f"entrostat train --resume {self._directory.path}"
+                    ) from error
+                raise
         return self._finish()
 
     @property
@@ -108,7 +125,18 @@ class Run:
         self._cluster.start()
         frozen = self._cluster.controller_view().frozen_updates
         self._alarms = Alarms(self._directory.path, self._config.verifier.alarm_share, frozen)
-        host, port = self._cluster.endpoints()
+        self._tell_endpoints()
+        self._stop_if_asked()
+        if self._version.step == 0 and not self._evaluated(0):
+            # It shares the engine with the first samples; that actor keeps these weights until it has ended.
+            self._begin_evaluation()
+        self._last_step_ended = self._since = time.monotonic()
+
+    def _tell_endpoints(self) -> None:
+        """Where the run can be asked; a controller that Ray restarted may have another port."""
+        if self._cluster.endpoints() == self._endpoints:
+            return
+        self._endpoints = host, port = self._cluster.endpoints()
         self._directory.write_info(
             RunInfo(
                 process=psutil.Process().pid,
@@ -119,11 +147,6 @@ class Run:
                 token=self._token,
             )
         )
-        self._stop_if_asked()
-        if self._version.step == 0:
-            # It shares the engine with the first samples; that actor keeps these weights until it has ended.
-            self._begin_evaluation()
-        self._last_step_ended = self._since = time.monotonic()
 
     def _step(self) -> None:
         waited_since = time.monotonic()
@@ -132,6 +155,7 @@ class Run:
             self._stop_if_asked()
             order = self._cluster.next_order(POLL_SECONDS)
             self._collect_evaluation(wait=False)
+            self._saving.collect(wait=False)
             if order is None:
                 self._check_progress()
         outcome = self._cluster.train(order, time.monotonic() - waited_since)
@@ -150,6 +174,7 @@ class Run:
             self._memory_gib = memory_gib()
         samples = len(order.groups) * self._config.rollout.samples_per_prompt
         actors = self._cluster.actor_views()
+        self._tell_endpoints()
         row = metrics_row(
             outcome.report,
             view,
@@ -190,26 +215,24 @@ class Run:
         if every and step % every == 0 and not last:
             self._evaluate_now()
         if step % self._config.checkpoint.every_steps == 0 or last:
-            self._save()
-
-    def _save(self) -> Path:
-        folder = self._directory.checkpoints / f"step-{self._version.step}"
-        if not folder.exists():
-            self._screen.waiting(f"saving {folder.name}")
-            self._cluster.save(folder)
-            scores = {row.step: row.pass_at_1 for row in read_evaluations(self._directory.evaluations)}
-            checkpoints.retain(self._directory.checkpoints, self._config.checkpoint.keep, scores)
-        return folder
+            self._screen.waiting(f"saving step {step}")
+            self._saving.begin(step)
 
     def _stop_if_asked(self) -> None:
         if self._interrupt.asked:
             if not self.begun:
                 raise Interrupted("stopped before the first step: there is nothing to save")
-            folder = self._save()
-            raise Interrupted(
-                f"stopped after step {self._version.step} and saved as {folder}; "
-                f"go on with: entrostat train --resume {self._directory.path}"
-            )
+            step, go_on = self._version.step, f"go on with: entrostat train --resume {self._directory.path}"
+            if self._config.run.deterministic:
+                # Another checkpoint than those of the schedule would move later samples to other versions.
+                self._saving.collect(wait=True)
+                saved = checkpoints.newest(self._directory.checkpoints)
+                kept = "the run begins anew" if saved is None else f"it goes on from {saved.name}"
+                raise Interrupted(f"stopped after step {step}; {kept}, and makes the same steps: {go_on}")
+            self._screen.waiting(f"saving step {step}")
+            self._saving.begin(step)
+            self._saving.collect(wait=True)
+            raise Interrupted(f"stopped after step {step} and saved as {self._saving.folder(step)}; {go_on}")
 
     def _check_progress(self) -> None:
         waited = time.monotonic() - self._since
@@ -283,6 +306,7 @@ class Run:
             seconds=time.time() - self._began,
             first_step_seconds=self._first_step_seconds,
             actor_restarts=self._cluster.restarts,
+            restarts=self._restarts,
         )
         summaries.write(summary, self._directory.summary)
         return summary

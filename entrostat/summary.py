@@ -40,6 +40,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     actor_restarts: int
     levels_before: dict[str, tuple[float, float | None]]  # pass@1, pass@8
     levels_after: dict[str, tuple[float, float | None]]
+    restarts: int = 0  # of the whole run, after a station was lost
 
 
 def summarise(
@@ -49,6 +50,7 @@ def summarise(
     seconds: float,
     first_step_seconds: float,
     actor_restarts: int,
+    restarts: int = 0,
 ) -> Summary:
     """A run's rows as one object; there is at least one."""
     first, last = rows[:WINDOW_STEPS], rows[-WINDOW_STEPS:]
@@ -78,6 +80,7 @@ def summarise(
         actor_restarts=actor_restarts,
         levels_before=_levels(before),
         levels_after=_levels(after),
+        restarts=restarts,
     )
 
 
@@ -110,6 +113,8 @@ def sentences(summary: Summary) -> list[str]:
         f"H̃ {summary.clamped_entropy_last_nats:.4f}{target}, coefficient {summary.coefficient_last:.4f}",
         f"{agree}staleness at most {summary.max_staleness}; memory at most {summary.memory_peak_gib:.1f} GiB",
     ]
+    if summary.restarts:
+        lines.append(f"restarts  {summary.restarts}, each after a station was lost: logs/driver.log says which")
     return lines
 
 

@@ -58,6 +58,11 @@ class SampleBuffer:
         self.discard(lease_ids)
         return Taken(frames=frames, missing=())
 
+    def retain(self, lease_ids: Iterable[int]) -> None:
+        """Forgets all groups but these."""
+        kept = set(lease_ids)
+        self.discard([lease_id for lease_id in self._frames if lease_id not in kept])
+
     def discard(self, lease_ids: Iterable[int]) -> None:
         """Forgets these groups; those it does not hold are none of its business."""
         for lease_id in lease_ids:

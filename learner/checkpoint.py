@@ -44,12 +44,22 @@ class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[FileDigest, ...]
 
 
-def commit(folder: Path, *, branch: int, step: int, write: Callable[[Path], None]) -> CheckpointManifest:
+def no_fence() -> None:
+    """Of a folder that nobody else writes into."""
+
+
+def commit(
+    folder: Path, *, branch: int, step: int, write: Callable[[Path], None], fence: Callable[[], None] = no_fence
+) -> CheckpointManifest:
     """Makes the checkpoint `folder` from what `write` puts into the directory it is given.
 
     Until the last moment nothing bears the name `folder`; an earlier checkpoint of that name (of a branch that a
     restored checkpoint has voided) is replaced.
+
+    Raises:
+        EntrostatError: `fence`, asked before anything is written and again before it is named, raised it.
     """
+    fence()
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_remains(folder.parent)
     made = partial(folder)
@@ -61,6 +71,7 @@ def commit(folder: Path, *, branch: int, step: int, write: Callable[[Path], None
     for path in made.rglob("*"):
         _sync(path)
     _sync(made)
+    fence()
     replaced = folder.with_name(f".{folder.name}.replaced")
     if folder.exists():
         folder.rename(replaced)
@@ -117,6 +128,11 @@ def newest(directory: Path) -> Path | None:
         CheckpointDamaged: a checkpoint's manifest can't be read.
     """
     return max(_committed(directory), key=_age, default=None)
+
+
+def oldest_step(directory: Path) -> int | None:
+    """The least step of all committed checkpoints; None where there is none."""
+    return min(map(_step, _committed(directory)), default=None)
 
 
 def retain(directory: Path, keep: int, scores: Mapping[int, float]) -> list[Path]:
@@ -179,4 +195,4 @@ def _sync(path: Path) -> None:
 
 
 def _advice(folder: Path) -> str:
-    return f"restore it from a copy, or remove {folder} to go on from the checkpoint before it"
+    return f"restore it from a copy, or remove {folder} to go on from the checkpoint before it, or from step 0"

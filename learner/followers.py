@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import EntrostatError, Stalled, StationLost
+from entrostat.protocol.lives import Writer
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import Group, PolicyVersion, PromptSet, TrainOrder
 from entrostat.protocol.settings import Stations
@@ -48,18 +49,19 @@ class FollowerActor:
             from entrostat.learner.trainer import Trainer
 
             stations = wire.decode(self._settings_frame, Stations)
+            writer = Writer(stations.directory, self._version.branch, f"rank {self._number} of the learner")
             log_to(stations.directory, f"learner-rank-{self._number}")
             disable_progress_bar()
             ranks = joined(stations, self._number, host, port)
             prompts = wire.decode(self._prompts_frame, PromptSet)
-            self._trainer = Trainer(stations, prompts, self._version, self._checkpoint, ranks=ranks)
+            self._trainer = Trainer(stations, prompts, self._version, self._checkpoint, ranks=ranks, fence=writer.check)
             self._trainer.make_first()
 
-    def train(self, order_frame: UInt8, frames: Sequence[UInt8]) -> None:
+    def train(self, order_frame: UInt8, frames: Sequence[UInt8], again: bool) -> None:
         """Its share of an order's steps."""
         with self._told():
             groups = [wire.decode(frame, Group) for frame in frames]
-            self._running().make(wire.decode(order_frame, TrainOrder), groups)
+            self._running().make(wire.decode(order_frame, TrainOrder), groups, again=again)
 
     def save(self, folder: str) -> None:
         """Its part of a checkpoint."""

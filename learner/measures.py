@@ -38,6 +38,7 @@ def step_report(
     order: TrainOrder,
     groups: Sequence[Group],
     *,
+    measured: PolicyVersion,
     after: PolicyVersion,
     learning_rate: float,
     phases: PhaseSeconds,
@@ -53,7 +54,7 @@ def step_report(
     cut = [step.measured.cuts for step in steps]
     counted = max(sum(cuts.tokens for cuts in cut), 1)
     return StepReport(
-        measured=order.version,
+        measured=measured,
         version=after,
         entropy=_mean(tokens.entropy),
         clamped_entropy=_mean(tokens.clamped_entropy),

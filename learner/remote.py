@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 
+from entrostat.learner import recorded
 from entrostat.learner.buffer import SampleBuffer
+from entrostat.learner.checkpoint import no_fence
 from entrostat.learner.followers import Followers, joined, listening_socket
 from entrostat.protocol import metrics, wire
 from entrostat.protocol.arrays import UInt8
-from entrostat.protocol.errors import Stalled, StationLost
+from entrostat.protocol.errors import EntrostatError, Stalled, StationLost
+from entrostat.protocol.lives import Writer
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import Group, GroupsMissing, PolicyVersion, PromptSet, StepReport, TrainOrder
 from entrostat.protocol.metrics import Exporter
@@ -61,6 +64,11 @@ class BufferActor:
         self._buffer.discard(lease_ids)
         self._show()
 
+    def retain(self, lease_ids: Sequence[int]) -> None:
+        """Forgets all groups but these."""
+        self._buffer.retain(lease_ids)
+        self._show()
+
     def endpoint(self) -> int:
         """The port of its metrics."""
         return self._exporter.port
@@ -71,7 +79,7 @@ class BufferActor:
 
 
 class LearnerActor:
-    """The learner as a Ray actor. `start` comes first; `train` and `save` are called one at a time.
+    """The learner as a Ray actor. `start` comes first; `train`, `retrain` and `save` are called one at a time.
 
     Of several ranks it is the first, and has the others (`followers`, their actors) do their part of each call.
     """
@@ -95,6 +103,9 @@ class LearnerActor:
         self._followers = Followers(followers, stations.learner.rank_seconds)
         self._exporter = Exporter("learner", host=stations.metrics_host)
         self._trainer: Trainer | None = None
+        self._fence: Callable[[], None] = no_fence  # until it has the right to write
+        self._records, self._recorded = stations.record_samples, Path(stations.directory) / recorded.FOLDER
+        self._commit: tuple[float, Callable[[], None]] | None = None  # since when, and what is left of it to do
 
     def start(self) -> UInt8:
         """Loads the policy and publishes it: a `WeightsManifest`."""
@@ -105,18 +116,27 @@ class LearnerActor:
 
         stations = wire.decode(self._settings_frame, Stations)
         prompts = wire.decode(self._prompts_frame, PromptSet)
+        self._fence = Writer(stations.directory, self._version.branch, "the learner").check
         log_to(stations.directory, "learner")
         disable_progress_bar()
         address = ray.util.get_node_ip_address()
         if not self._followers.count:
-            self._trainer = Trainer(stations, prompts, self._version, self._checkpoint, address=address)
+            self._trainer = Trainer(
+                stations, prompts, self._version, self._checkpoint, address=address, fence=self._fence
+            )
             return self._published()
         with listening_socket() as opened:
             host, port = opened.getsockname()[:2]
             with self._followers.beside("start", host, port):
                 ranks = joined(stations, 0, host, port, opened.detach())
                 self._trainer = Trainer(
-                    stations, prompts, self._version, self._checkpoint, ranks=ranks, address=address
+                    stations,
+                    prompts,
+                    self._version,
+                    self._checkpoint,
+                    ranks=ranks,
+                    address=address,
+                    fence=self._fence,
                 )
                 return self._published()
 
@@ -127,17 +147,38 @@ class LearnerActor:
         frames, missing = self._fetched([group.lease_id for group in order.groups])
         if missing:
             return wire.encode(GroupsMissing(version=order.version, lease_ids=tuple(missing)))
-        groups = [wire.decode(frame, Group) for frame in frames]
-        fetch = time.perf_counter() - began
-        with self._followers.beside("train", order_frame, frames):
-            outcome = self._running().train(order, groups, wait=wait_seconds, fetch=fetch)
-        self._show(outcome.report)
-        return wire.encode(outcome)
+        if self._records:
+            self._fence()
+            recorded.write(self._recorded, order.version, frames)
+        return self._trained(order, frames, wait=wait_seconds, fetch=time.perf_counter() - began)
+
+    def retrain(self, order_frame: UInt8) -> UInt8:
+        """The optimizer step of an order that was trained before, on its recorded groups: a `StepOutcome`.
+
+        The learner stands at the order's step, after a restart on a younger branch; the step goes on from there.
+        """
+        order = wire.decode(order_frame, TrainOrder)
+        began = time.perf_counter()
+        frames = recorded.read(self._recorded, order.version)
+        return self._trained(order, frames, wait=0.0, fetch=time.perf_counter() - began, again=True)
 
     def save(self, folder: str, controller_frame: UInt8) -> None:
-        """Commits the checkpoint `folder`, with the controller's snapshot in it."""
+        """Begins the checkpoint `folder`, with the controller's snapshot in it, by a copy of the state.
+
+        `commit` does the rest, and the next steps may be trained meanwhile. Several ranks copy nothing: they write
+        before this returns.
+        """
+        began = time.perf_counter()
         with self._followers.beside("save", folder):
-            self._running().save(Path(folder), controller_frame)
+            self._commit = began, self._running().save(Path(folder), controller_frame)
+
+    def commit(self) -> None:
+        """Commits the checkpoint that was begun last. It may be called beside `train`."""
+        if self._commit is None:
+            raise EntrostatError("the learner was asked to commit a checkpoint that was not begun: call save first")
+        (began, commit), self._commit = self._commit, None
+        commit()
+        self._exporter.observe(metrics.CHECKPOINT_SECONDS, time.perf_counter() - began)
 
     def endpoint(self) -> int:
         """The port of its metrics."""
@@ -152,6 +193,15 @@ class LearnerActor:
     def _published(self) -> UInt8:
         log.info("the learner starts from version %s", self._version)
         return wire.encode(self._running().publish_first())
+
+    def _trained(
+        self, order: TrainOrder, frames: Sequence[UInt8], *, wait: float, fetch: float, again: bool = False
+    ) -> UInt8:
+        groups = [wire.decode(frame, Group) for frame in frames]
+        with self._followers.beside("train", wire.encode(order), frames, again):
+            outcome = self._running().train(order, groups, wait=wait, fetch=fetch, again=again)
+        self._show(outcome.report)
+        return wire.encode(outcome)
 
     def _running(self) -> "Trainer":
         if self._trainer is None:

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from entrostat.protocol.arrays import Int32
+from entrostat.protocol.errors import ResourceError
 from entrostat.protocol.messages import FINISHED_LENGTH, Group, OrderedGroup, Prompt, Status
 
 if TYPE_CHECKING:
@@ -84,8 +85,18 @@ def sample_records(
 
 
 def write_samples(path: Path, records: Sequence[SampleRecord]) -> None:
-    """Writes the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes the file whole or not at all.
+
+    Raises:
+        ResourceError: the disk is full, or can't be written.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(msgspec.json.Encoder().encode_lines(records))
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(msgspec.json.Encoder().encode_lines(records))
+        partial.replace(path)
+    except OSError as error:
+        raise ResourceError(
+            f"the samples of a step can't be written to {path} ({error.strerror}): free some of the disk, or go on "
+            "with report.samples_per_step = 0"
+        ) from error

@@ -3,8 +3,9 @@
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from entrostat.learner.objective import Objective, steps_per_order
 from entrostat.learner.optimizer import Optimizer, learning_rate
 from entrostat.learner.policy import Policy, freeze, score
 from entrostat.learner.ranks import ALONE, Ranks
-from entrostat.learner.saved import commit, restore_state, save_state
+from entrostat.learner.saved import commit, copied, restore_state, save_state, write_copy
 from entrostat.learner.sharding import gather, shard
 from entrostat.learner.shared_memory import ROOT
 from entrostat.learner.steps import Taken, take
@@ -70,6 +71,7 @@ class Trainer:
         shared_memory: where versions are published.
         ranks: the trainers that make each step together.
         address: of this node, as actors on others reach it.
+        fence: raises where this trainer may not write into the run directory any more.
 
     Raises:
         ModelError: the policy can't be loaded.
@@ -87,10 +89,12 @@ class Trainer:
         shared_memory: Path = ROOT,
         ranks: Ranks = ALONE,
         address: str = LOCAL,
+        fence: Callable[[], None] = checkpoint.no_fence,
     ) -> None:
         self._stations, self._settings = stations, stations.learner
         self._prompts = {prompt.id: prompt for prompt in prompts.prompts}
         self.version = version
+        self._fence = fence
         self._between_steps = False  # of an order: the weights are those of no version
         device = chosen_device(self._settings)
         if self._settings.threads or device.type == "cpu":
@@ -127,7 +131,9 @@ class Trainer:
         found = probe.make_probe(sequences, score(self._policy, sequences), None, self._tolerance)
         return self._tensors(), found
 
-    def train(self, order: TrainOrder, groups: Sequence[Group], *, wait: float, fetch: float) -> StepOutcome:
+    def train(
+        self, order: TrainOrder, groups: Sequence[Group], *, wait: float, fetch: float, again: bool = False
+    ) -> StepOutcome:
         """An order's optimizer steps and the version they make; `groups[i]` is the group of `order.groups[i]`.
 
         Args:
@@ -135,13 +141,14 @@ class Trainer:
             groups: its groups.
             wait: seconds spent waiting for the order.
             fetch: seconds spent fetching the groups.
+            again: it was trained before, on an older branch.
 
         Raises:
             EntrostatError, ConfigError, NumericsError: as `make`.
-            ResourceError: there is no room to publish the new version.
+            ResourceError: there is no room to publish the new version, or to write down its samples.
         """
-        began = time.perf_counter()
-        made = self.make(order, groups)
+        began, before = time.perf_counter(), self.version
+        made = self.make(order, groups, again=again)
         manifest = self._published(made.version, made.tensors, made.probe)
         taken = made.taken
         phases = PhaseSeconds(
@@ -151,12 +158,14 @@ class Trainer:
             optimizer=taken.optimizer_seconds,
             publish=time.perf_counter() - began - taken.gradient_seconds - taken.optimizer_seconds,
         )
-        report = step_report(taken, order, groups, after=made.version, learning_rate=made.rate, phases=phases)
+        report = step_report(
+            taken, order, groups, measured=before, after=made.version, learning_rate=made.rate, phases=phases
+        )
         self._write_samples(order, groups, taken.tokens)
         return StepOutcome(report=report, manifest=manifest)
 
-    def make(self, order: TrainOrder, groups: Sequence[Group]) -> Made:
-        """An order's optimizer steps, not yet published.
+    def make(self, order: TrainOrder, groups: Sequence[Group], *, again: bool = False) -> Made:
+        """An order's optimizer steps, not yet published. One that is trained `again` may be of an older branch.
 
         Raises:
             EntrostatError: the order starts from another version, or the one before failed between its steps; or a
@@ -165,7 +174,7 @@ class Trainer:
             NumericsError: the objective or its gradient is not finite; with one optimizer step per order the policy is
                 as before.
         """
-        self._check(order)
+        self._check(order, again)
         check_tokens(groups, self._policy.head_weight.shape[0])
         after = PolicyVersion(branch=self.version.branch, step=self.version.step + 1)
         rate = learning_rate(after.step, self._stations.total_steps, self._settings)
@@ -190,15 +199,24 @@ class Trainer:
         self.version = after
         return Made(version=after, taken=taken, rate=rate, tensors=tensors, probe=found)
 
-    def save(self, folder: Path, controller: UInt8) -> None:
-        """Commits a checkpoint of this version and the controller's snapshot frame `[bytes]`.
+    def save(self, folder: Path, controller: UInt8) -> Callable[[], None]:
+        """Begins a checkpoint of this version with the controller's snapshot frame `[bytes]`; returns what commits it.
+
+        That is called once, and may be called in another thread while this one trains on: it writes a copy that was
+        made before. Several ranks meet to write theirs, so what they save is committed before this returns.
 
         Raises:
             EntrostatError: an order failed between its optimizer steps.
-            ResourceError: the disk is full, or can't be written.
+            ResourceError: the disk is full, or can't be written; of one rank, what is returned raises it.
+            StationLost: a newer life of the run has begun; of one rank, what is returned raises it.
         """
         self._check_whole()
-        commit(folder, self.version, self._policy, self._optimizer, controller)
+        if self._policy.ranks.alone:
+            write = partial(write_copy, policy=self._policy, copy=copied(self._policy, self._optimizer))
+            return partial(commit, folder, self.version, controller, write, self._fence)
+        write = partial(save_state, policy=self._policy, optimizer=self._optimizer)
+        commit(folder, self.version, controller, write, self._fence)
+        return lambda: None
 
     def save_part(self, folder: Path) -> None:
         """Puts this rank's part into the checkpoint that the first rank commits.
@@ -207,6 +225,7 @@ class Trainer:
             EntrostatError, ResourceError: as `save`.
         """
         self._check_whole()
+        self._fence()
         save_state(checkpoint.partial(folder), self._policy, self._optimizer)
 
     def close(self) -> None:
@@ -244,9 +263,10 @@ class Trainer:
                 "are no version's: resume the run from its last checkpoint"
             )
 
-    def _check(self, order: TrainOrder) -> None:
+    def _check(self, order: TrainOrder, again: bool) -> None:
         self._check_whole()
-        if order.version != self.version:
+        older = again and order.version.branch < self.version.branch and order.version.step == self.version.step
+        if order.version != self.version and not older:
             raise EntrostatError(
                 f"an order to go on from version {order.version} came, the learner stands at {self.version}: the "
                 "controller and the learner disagree; resume the run from its last checkpoint"
@@ -265,6 +285,7 @@ class Trainer:
                 order.groups, groups, per_sample(tokens, total), self._prompts, self._decode, count
             )
             path = Path(self._stations.directory) / "samples" / f"step-{self.version.step}.jsonl"
+            self._fence()
             samples.write_samples(path, records)
 
     def _encode(self, text: str) -> Int32:

@@ -11,9 +11,12 @@
     ├── WireError                 1   bytes that are not a message we can read
     │   ├── SchemaMismatch            another version of the protocol wrote them
     │   └── ChecksumMismatch          they changed on the way
+    ├── JournalDamaged            1   a run's journal changed since it was written
+    ├── JournalDiffers            1   its events, applied again, lead to something else
     ├── WeightsRefused            1   the engine does not compute what the learner published
     ├── PolicyMismatch            1   the engine samples from another policy than the learner trains
     ├── StationLost               1   a process of the run died and was not replaced
+    │   └── StationAway               one died and is being replaced: ask again
     ├── NumericsError             1   a loss or gradient is not finite
     ├── Stalled                   3   a deadline passed without progress
     └── Interrupted             130   stopped by the user, saved
@@ -73,6 +76,14 @@ class ChecksumMismatch(WireError):
     """The bytes changed on the way."""
 
 
+class JournalDamaged(EntrostatError):
+    """A journal's bytes changed since they were written, or some are missing before its end."""
+
+
+class JournalDiffers(EntrostatError):
+    """A journal's events lead to something else than was recorded."""
+
+
 class WeightsRefused(EntrostatError):
     """An engine does not compute what the learner published."""
 
@@ -83,6 +94,10 @@ class PolicyMismatch(EntrostatError):
 
 class StationLost(EntrostatError):
     """A process of the run died and was not replaced."""
+
+
+class StationAway(StationLost):
+    """A process of the run died and is being replaced: the call may be made again."""
 
 
 class NumericsError(EntrostatError):

@@ -129,6 +129,7 @@ class Pulse(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     running: tuple[int, ...]  # lease ids
     reports: tuple[GroupReport, ...]
     returned: tuple[int, ...] = ()  # lease ids of `running` that it hands back: they are granted again at once
+    number: int = 0  # counts up in one life of the actor, and tells that it had the reply before; 0: not counted
     judging: int = 0  # of `running`, those whose samples are drawn and wait for verdicts or for the buffer
 
 
@@ -235,7 +236,7 @@ class PhaseSeconds(msgspec.Struct, frozen=True, kw_only=True):
     """Where an optimizer step's time went in the learner's process."""
 
     wait: float  # for the order
-    fetch: float  # groups out of the buffer
+    fetch: float  # groups out of the buffer, and onto the disk where they are recorded
     forward_backward: float
     optimizer: float
     publish: float  # flat buffer, checksums and probe

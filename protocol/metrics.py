@@ -149,6 +149,9 @@ FRESH_DRIFT = _row(
 )
 LEARNER_TOKENS = _row("learner", "counter", "learner_tokens_total", "Response tokens trained on.")
 PADDING = _row("learner", "gauge", "learner_padding_ratio", "Share of padding in the last step's micro-batches.")
+CHECKPOINT_SECONDS = _row(
+    "learner", "histogram", "learner_checkpoint_seconds", "From a checkpoint's copy to its commit.", buckets=SECONDS
+)
 LAST_STEP = _row("learner", "gauge", "learner_last_step_timestamp_seconds", "When the last step ended, Unix time.")
 
 # ── sample buffer ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -28,6 +28,7 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     seed: int
     reproducible: bool = True  # the same seed draws the same samples, whatever else the engine has to do
+    alone: bool = False  # nothing computed for another request may be used: the same bits whenever it is drawn
     prompt: Prompt  # a simulated engine answers from it; a real one never looks at it
 
 

@@ -94,9 +94,16 @@ class VllmSettings(Settings, frozen=True, kw_only=True, tag_field="kind", tag="v
 
 
 class SimulatedSettings(Settings, frozen=True, kw_only=True, tag_field="kind", tag="simulated"):
-    """An engine that draws plausible answers by seed: the loop without a model's cost."""
+    """An engine that draws plausible answers by seed: the loop without a model's cost.
+
+    Like a GPU it draws a token of every running sample in `step_seconds`, however few they are, and in more where that
+    would be faster than `tokens_per_second`.
+    """
 
     tokens_per_second: Positive = 200_000.0
+    step_seconds: NonNegative = 0.0  # the least that a token of all running samples takes
+    median_tokens: CountOrZero = 0  # of a heavy-tailed (lognormal) thought before the answer; 0: 1 to 23, evenly
+    spread: NonNegative = 0.5  # of such thoughts: the standard deviation of their lengths' logarithm
     skill: Share = 0.3  # share of correct answers of the first version
     learning: NonNegative = 0.01  # how much each version adds to the skill
     update_seconds: NonNegative = 0.0
@@ -153,3 +160,4 @@ class Stations(Settings, frozen=True, kw_only=True):
     metrics_host: str
     metrics_port: Port
     samples_per_step: int  # written down for people to read
+    record_samples: bool = False  # an order's groups are kept before it is trained

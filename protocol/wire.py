@@ -97,6 +97,19 @@ def decode(frame: UInt8 | bytes, kind: Any) -> Any:
         raise WireError(f"a frame of {len(view)} bytes does not hold a {_name(kind)}: {error}") from error
 
 
+def first_frame(content: memoryview) -> memoryview:
+    """The frame at the start of `content`, checked.
+
+    Raises:
+        SchemaMismatch, ChecksumMismatch, WireError: as `decode`.
+    """
+    if len(content) >= HEADER.size:
+        size = HEADER.unpack(content[: HEADER.size])[4]
+        content = content[: max(HEADER.size, min(size, len(content)))]
+    _check(content)
+    return content
+
+
 def digest(frame: UInt8) -> int:
     """The checksum in a frame's header: equal messages have equal ones."""
     found: int = HEADER.unpack(frame.data[: HEADER.size])[-1]
@@ -107,13 +120,13 @@ def _check(view: memoryview) -> int:
     """Verifies a frame's header and checksum; returns the length of its body in bytes."""
     if len(view) < HEADER.size or bytes(view[:4]) != MAGIC:
         raise WireError(f"{len(view)} bytes came that don't start with {MAGIC!r}; expected an Entrostat message")
-    _, schema, _, body_bytes, size, digest = HEADER.unpack(view[: HEADER.size])
+    _, schema, reserved, body_bytes, size, digest = HEADER.unpack(view[: HEADER.size])
     if schema != SCHEMA_VERSION:
         raise SchemaMismatch(
             f"a message of protocol schema {schema} came, this process reads {SCHEMA_VERSION}: "
             "run the same release of Entrostat on every node"
         )
-    if size != len(view) or HEADER.size + body_bytes > size:
+    if reserved or size != len(view) or HEADER.size + body_bytes > size:
         raise WireError(f"a message of {size} bytes came as {len(view)} bytes: it was cut short or padded on the way")
     if xxhash.xxh3_64_intdigest(view[HEADER.size :]) != digest:
         raise ChecksumMismatch(f"a message of {size} bytes does not match its checksum: it was damaged on the way")

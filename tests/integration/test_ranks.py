@@ -240,7 +240,7 @@ def train(ranks: Ranks, seed: int) -> StepOutcome | None:
 
 def save(ranks: Ranks, folder: Path) -> None:
     if ranks.first:
-        made[-1].save(folder, np.zeros(3, np.uint8))
+        made[-1].save(folder, np.zeros(3, np.uint8))()
     else:
         made[-1].save_part(folder)
 

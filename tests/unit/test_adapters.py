@@ -269,7 +269,7 @@ def test_a_resumed_learner_goes_on_from_base_and_adapter_to_the_bit(
     for step in range(2):
         train(first, step)
     saved = tmp_path / "checkpoints" / "step-2"
-    first.save(saved, np.zeros(3, np.uint8))
+    first.save(saved, np.zeros(3, np.uint8))()
     second = make_trainer(model, dtype, saved)
     before = copies(second.policy.model.state_dict())
     assert all(torch.equal(tensor, before[name]) for name, tensor in first.policy.model.state_dict().items())
@@ -289,7 +289,7 @@ def test_a_checkpoint_s_policy_is_merged_and_its_adapter_is_one_of_peft_s(
     for step in range(2):
         train(trainer, step)
     saved = tmp_path / "checkpoints" / "step-2"
-    trainer.save(saved, np.zeros(3, np.uint8))
+    trainer.save(saved, np.zeros(3, np.uint8))()
     merged, found = AutoModelForCausalLM.from_pretrained(saved / "policy", output_loading_info=True)
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]
@@ -307,7 +307,7 @@ def test_an_adapter_is_not_put_beside_another_model(tmp_path: Path, make_trainer
     trainer = make_trainer(model)
     train(trainer, 0)
     saved = tmp_path / "checkpoints" / "step-1"
-    trainer.save(saved, np.zeros(3, np.uint8))
+    trainer.save(saved, np.zeros(3, np.uint8))()
     weights = load_file(model / "model.safetensors")
     weights["model.norm.weight"][0] += 1e-3
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
@@ -328,7 +328,7 @@ def test_an_adapter_of_other_settings_is_refused(
     trainer = make_trainer(folder)
     train(trainer, 0)
     saved = tmp_path / "checkpoints" / "step-1"
-    trainer.save(saved, np.zeros(3, np.uint8))
+    trainer.save(saved, np.zeros(3, np.uint8))()
     with pytest.raises(CheckpointDamaged, match=said):
         make_trainer(folder, checkpoint=saved, weights=changed)
 
@@ -338,7 +338,7 @@ def test_a_run_that_trained_all_weights_does_not_resume_with_adapters(
 ) -> None:
     trainer = make_trainer(folder, weights=LearnerSettings().weights)
     saved = tmp_path / "checkpoints" / "step-0"
-    trainer.save(saved, np.zeros(3, np.uint8))
+    trainer.save(saved, np.zeros(3, np.uint8))()
     with pytest.raises(CheckpointDamaged, match=r"holds no adapter .* other \[learner.weights\]"):
         make_trainer(folder, checkpoint=saved)
 

@@ -109,7 +109,7 @@ def test_a_resumed_learner_makes_the_same_next_step_to_the_bit(tmp_path: Path, d
         train(first, step)
     snapshot = np.frombuffer(b"controller", np.uint8)
     folder = tmp_path / "checkpoints" / "step-2"
-    first.save(folder, snapshot)
+    first.save(folder, snapshot)()
     train(first, 2)
     second = Trainer(stations, prompts, PolicyVersion(branch=1, step=2), folder, shared_memory=tmp_path)
     train(second, 2)
@@ -132,7 +132,7 @@ def test_after_a_resume_the_reference_is_still_the_policy_the_run_started_from(t
     first = Trainer(stations, prompts, PolicyVersion(branch=0, step=0), shared_memory=tmp_path)
     train(first, 0)
     folder = tmp_path / "checkpoints" / "step-1"
-    first.save(folder, np.zeros(3, np.uint8))
+    first.save(folder, np.zeros(3, np.uint8))()
     second = Trainer(stations, prompts, PolicyVersion(branch=1, step=1), folder, shared_memory=tmp_path)
     assert first._reference is not None
     assert second._reference is not None
@@ -149,7 +149,7 @@ def test_a_learner_does_not_start_from_a_damaged_optimizer(tmp_path: Path) -> No
     trainer = Trainer(stations, prompts, PolicyVersion(branch=0, step=0), shared_memory=tmp_path)
     train(trainer, 0)
     folder = tmp_path / "step-1"
-    trainer.save(folder, np.zeros(3, np.uint8))
+    trainer.save(folder, np.zeros(3, np.uint8))()
     with (folder / "optimizer.pt").open("r+b") as file:
         file.seek(2000)
         file.write(b"!")
@@ -194,7 +194,7 @@ def test_a_checkpoint_that_can_not_be_written_is_told(tmp_path: Path) -> None:
     blocked = tmp_path / "a_file"
     blocked.write_text("in the way")
     with pytest.raises(ResourceError, match="free some of the disk"):
-        trainer.save(blocked / "step-0", np.zeros(3, np.uint8))
+        trainer.save(blocked / "step-0", np.zeros(3, np.uint8))()
     trainer.close()
 
 

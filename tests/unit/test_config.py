@@ -45,6 +45,8 @@ def test_the_stations_are_told_what_the_configuration_says(file: Path, tmp_path:
     told = stations(load(file, ["monitor.port=9000", "report.samples_per_step=3"]), tmp_path / "runs/small")
     assert told.directory == str(tmp_path / "runs/small")
     assert (told.run, told.total_steps, told.metrics_port, told.samples_per_step) == ("small", 20, 9000, 3)
+    assert not told.record_samples
+    assert stations(load(file, ["run.record_samples=true"]), tmp_path).record_samples
     assert [type(task).__name__ for task in told.tasks] == ["ReasoningGym", "Jsonl"]
 
 

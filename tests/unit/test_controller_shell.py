@@ -31,14 +31,16 @@ class Discards:
 
     def __init__(self) -> None:
         self.leases: list[int] = []
-        self.discard = self
+        self.discard = self.retain = self
 
     def remote(self, leases: list[int]) -> None:
         self.leases += leases
 
 
 def run_frame(directory: Path, *, lease_seconds: float = 60.0, port: int = 0, law: LawSettings = FIXED) -> UInt8:
-    """The settings as they reach the controller."""
+    """The settings as they reach the controller, of a run directory in its first life."""
+    directory.mkdir(exist_ok=True)
+    (directory / "branch").write_text("0\n")
     return wire.encode(run_of(directory=str(directory), lease_seconds=lease_seconds, port=port, law=law))
 
 
@@ -49,8 +51,8 @@ def made(tmp_path: Path, logs: None) -> Iterator[Made]:
     async def make(buffer: Discards | None = None, *, lease_seconds: float = 60.0) -> ControllerActor:
         settings = run_frame(tmp_path, lease_seconds=lease_seconds)
         (tmp_path / "token").write_text(TOKEN)
-        actors.append(ControllerActor(settings, ["easy"] * 10, buffer or Discards()))
-        await actors[-1].start()
+        actors.append(ControllerActor(settings))
+        await actors[-1].start(["easy"] * 10, buffer or Discards())
         return actors[-1]
 
     yield make
@@ -86,7 +88,7 @@ def test_a_step_goes_through_as_frames(made: Made) -> None:
         assert (view.version.step, view.leases.trained, view.reward) == (1, 2, 0.5)
         assert sorted(buffer.leases) == sorted(lease.id for lease in leases)
         assert (await actor.view()).tobytes() == told.tobytes()
-        assert wire.decode(await actor.snapshot(), ControllerState).version == view.version
+        assert wire.decode(await actor.checkpoint(), ControllerState).version == view.version
 
     asyncio.run(play())
 
@@ -162,11 +164,11 @@ def test_published_weights_are_offered_and_lost_groups_give_the_order_up(made: M
 def test_bytes_that_are_no_message_are_refused_and_change_nothing(made: Made) -> None:
     async def play() -> None:
         actor = await made()
-        before = (await actor.snapshot()).tobytes()
+        before = (await actor.checkpoint()).tobytes()
         for junk in (np.zeros(100, np.uint8), wire.encode(GroupsMissing(version=START, lease_ids=()))):
             with pytest.raises(WireError):
                 await actor.pulse(junk)
-        assert (await actor.snapshot()).tobytes() == before
+        assert (await actor.checkpoint()).tobytes() == before
 
     asyncio.run(play())
 
@@ -207,26 +209,28 @@ def test_metrics_and_targets_are_served(made: Made) -> None:
 def test_what_can_fail_fails_in_start_and_with_its_name(made: Made, tmp_path: Path) -> None:
     async def play() -> None:
         actor = await made()
-        taken = run_frame(tmp_path, port=await actor.endpoint())
-        other = run_frame(tmp_path, law=ThermostatLaw(balance=0.01, drift=0.05))
-        squatter = ControllerActor(taken, ["easy"], Discards())
-        idle = ControllerActor(run_frame(tmp_path), [], Discards())
-        stranger = ControllerActor(other, ["easy"] * 10, Discards(), 1, 0, await actor.snapshot())
+        taken = run_frame(tmp_path / "taken", port=await actor.endpoint())
+        other = run_frame(tmp_path / "other", law=ThermostatLaw(balance=0.01, drift=0.05))
+        squatter = ControllerActor(taken)
+        idle = ControllerActor(run_frame(tmp_path / "idle"))
+        stranger = ControllerActor(other, 1, 0)
+        (tmp_path / "other/branch").write_text("1\n")
+        state = await actor.checkpoint()
         with pytest.raises(ResourceError, match=r"monitor\.port"):
-            await squatter.start()
+            await squatter.start(["easy"], Discards())
         with pytest.raises(TaskError, match="no prompts"):
-            await idle.start()
+            await idle.start([], Discards())
         with pytest.raises(CheckpointDamaged, match="FixedState"):
-            await stranger.start()
+            await stranger.start(["easy"] * 10, Discards(), state)
 
     asyncio.run(play())
 
 
 def test_a_controller_that_was_not_started_says_so(tmp_path: Path) -> None:
     async def play() -> None:
-        actor = ControllerActor(run_frame(tmp_path), ["easy"] * 10, Discards())
+        actor = ControllerActor(run_frame(tmp_path))
         missing = wire.encode(GroupsMissing(version=START, lease_ids=()))
-        calls = (actor.pulse(pulse()), actor.order(0.1), actor.missing(missing), actor.view(), actor.snapshot())
+        calls = (actor.pulse(pulse()), actor.order(0.1), actor.missing(missing), actor.view(), actor.checkpoint())
         for call in (*calls, actor.endpoint(), actor.set_targets([])):
             with pytest.raises(StationLost, match="call start first"):
                 await call

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrostat.learner.samples import SampleRecord, chosen_samples
+from entrostat.learner.samples import SampleRecord, chosen_samples, write_samples
 from entrostat.learner.trainer import Trainer
+from entrostat.protocol.errors import ResourceError
 from entrostat.protocol.messages import PolicyVersion
 from tests.tiny_policy import PROMPTS, WORDS, make_group, make_order, make_policy, make_prompts, make_stations
 
@@ -45,3 +46,9 @@ def test_a_step_writes_its_samples_for_people(tmp_path: Path) -> None:
     assert last.entropy_nats == pytest.approx(report.entropy, rel=0.5)
     assert last.drift_nats > 0
     trainer.close()
+
+
+def test_samples_that_can_not_be_written_are_told(tmp_path: Path) -> None:
+    (tmp_path / "samples").write_text("in the way")
+    with pytest.raises(ResourceError, match=r"can't be written to .*step-1\.jsonl \(.*\): free some of the disk"):
+        write_samples(tmp_path / "samples/step-1.jsonl", [])

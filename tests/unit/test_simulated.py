@@ -178,3 +178,52 @@ def test_tokens_take_their_time_in_short_steps(tmp_path: Path) -> None:
     tokens, rounds = int(found[0].lengths.sum()), int(found[0].lengths.max())
     assert time.monotonic() - began >= 0.8 * tokens / 300.0
     assert steps > 1.2 * rounds, "a round that takes longer than a step may is waited for in several"
+
+
+def test_a_step_takes_as_long_for_few_samples_as_for_many_until_they_are_too_many(tmp_path: Path) -> None:
+    seconds = []
+    for samples, settings in (
+        (2, SimulatedSettings(tokens_per_second=1e9, step_seconds=0.004)),
+        (64, SimulatedSettings(tokens_per_second=1e9, step_seconds=0.004)),
+        (64, SimulatedSettings(tokens_per_second=64 / 0.012, step_seconds=0.004)),
+    ):
+        made = engine(tmp_path, settings)
+        made.submit(request("a", samples=samples, max_tokens=20))
+        began = time.monotonic()
+        assert finish(made)["a"].lengths.max() == 20
+        seconds.append(time.monotonic() - began)
+    assert seconds[0] >= 19 * 0.004
+    assert seconds[1] == pytest.approx(seconds[0], rel=0.5)
+    assert seconds[2] >= 2 * seconds[1]
+
+
+def test_waiting_costs_no_processor_time_and_sleeps_too_long_are_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(seconds + 0.003))
+    made = engine(tmp_path, SimulatedSettings(tokens_per_second=1e9, step_seconds=0.005))
+    made.submit(request("a", samples=2, max_tokens=40))
+    began, used = time.monotonic(), time.thread_time()
+    rounds = int(finish(made)["a"].lengths.max())
+    seconds = time.monotonic() - began
+    assert 0.9 * rounds * 0.005 < seconds < 1.3 * rounds * 0.005
+    assert time.thread_time() - used < 0.5 * seconds
+
+
+def test_thoughts_have_a_heavy_tail_where_that_is_asked_for(tmp_path: Path) -> None:
+    made = engine(tmp_path, SimulatedSettings(tokens_per_second=1e9, median_tokens=100, spread=0.8))
+    made.submit(request("a", samples=600, max_tokens=1000))
+    answer = len(Letters().encode("<answer>42</answer>"))
+    thoughts = np.sort(finish(made)["a"].lengths - answer)
+    assert np.median(thoughts) == pytest.approx(100, rel=0.15)
+    assert np.mean(thoughts) == pytest.approx(100 * np.exp(0.8**2 / 2), rel=0.15)
+    assert np.log(thoughts).std() == pytest.approx(0.8, rel=0.15)
+
+
+def test_no_thought_is_longer_than_a_response_may_be(tmp_path: Path) -> None:
+    made = engine(tmp_path, SimulatedSettings(tokens_per_second=1e9, median_tokens=10**6, spread=9.0))
+    made.submit(request("a", samples=8, max_tokens=30))
+    samples = finish(made)["a"]
+    assert samples.lengths.max() == 30
+    assert (samples.finish == FINISHED_LENGTH).any()

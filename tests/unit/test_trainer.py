@@ -147,7 +147,7 @@ def test_an_order_that_fails_between_its_steps_is_the_learners_last(make_trainer
     with pytest.raises(EntrostatError, match=r"from version 0\.3 failed between its optimizer steps"):
         trained(trainer)
     with pytest.raises(EntrostatError, match="resume the run from its last checkpoint"):
-        trainer.save(tmp_path / "step-3", np.zeros(1, np.uint8))
+        trainer.save(tmp_path / "step-3", np.zeros(1, np.uint8))()
     assert not (tmp_path / "step-3").exists()
 
 
