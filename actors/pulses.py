@@ -59,10 +59,12 @@ class Pulses:
         """Whether the reply under way may bring leases."""
         return self._sent is not None and self._asked
 
-    def send_if_due(self, now: float, version: PolicyVersion, room: int, running: tuple[int, ...]) -> bool:
+    def send_if_due(
+        self, now: float, version: PolicyVersion, room: int, running: tuple[int, ...], judging: int = 0
+    ) -> bool:
         """Sends a pulse if none is under way and there is a reason to; returns whether it did."""
-        # Under another version there may be leases that there were none of a moment ago.
-        hungry = room > 0 and (now >= self._hungry_at or version != self._told)
+        # Under another version there may be leases that there were none of a moment ago. Who has work can wait.
+        hungry = room > 0 and (version != self._told or (not running and now >= self._hungry_at))
         news = self._failures == 0 and (self.unreported or hungry)
         if self._sent is not None or not (news or now >= self._next_at):
             return False
@@ -79,6 +81,7 @@ class Pulses:
                 running=(*running, *self._returned),
                 reports=tuple(self._reports),
                 returned=tuple(self._returned),
+                judging=judging,
             )
         )
         return True

@@ -34,6 +34,7 @@ from entrostat.protocol.messages import (
 from entrostat.protocol.metrics import Exporter
 from entrostat.protocol.ports import Engine, Tokenizer
 from entrostat.protocol.settings import SimulatedSettings, Stations
+from entrostat.protocol.stacks import stacks
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +151,10 @@ class RolloutActor:
     def endpoint(self) -> int:
         """The port of its metrics."""
         return self._exporter.port
+
+    def stacks(self) -> UInt8:
+        """A `Stacks`."""
+        return wire.encode(stacks())
 
     def drain(self, seconds: float) -> bool:
         """Asks for no more leases, ends those begun within `seconds`, hands the others back; whether nothing is left.

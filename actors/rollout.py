@@ -301,10 +301,12 @@ class RolloutWorker:
     def _speak(self) -> None:
         limit = self._settings.groups_in_flight
         in_flight = len(self._requests) + len(self._waiting)
-        room = (
-            0 if self._drained_by is not None else max(0, min(limit - in_flight, BACKLOG * limit - len(self._leases)))
-        )
-        if self._pulses.send_if_due(self._seams.clock(), self._engine.version, room, tuple(self._leases)):
+        room = max(0, min(limit - in_flight, BACKLOG * limit - len(self._leases)))
+        if self._drained_by is not None:
+            room = 0
+        if self._pulses.send_if_due(
+            self._seams.clock(), self._engine.version, room, tuple(self._leases), len(self._leases) - in_flight
+        ):
             self._seams.meter.set(metrics.ROLLOUT_RUNNING, len(self._requests))
 
 

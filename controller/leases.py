@@ -116,6 +116,7 @@ class LeaseBook:
         self._rewound = 0
         self._consumed = 0  # groups trained in this branch
         self._running: dict[int, Running] = {}
+        self._held: dict[Holder, dict[int, Running]] = {}  # the same, by who samples them
         self._ready: dict[int, GroupReport] = {}
         self._ordered: dict[int, GroupReport] = {}
         self._along: set[int] = set()  # ordered leases without a place
@@ -171,17 +172,29 @@ class LeaseBook:
             seed=derived_seed(self._rules.seed, "lease", place),
             deadline_seconds=self._rules.lease_seconds,
         )
-        self._running[lease.id] = Running(lease, holder, at, at + self._rules.lease_seconds, place, self._pulse)
-        self._busy[prompt] += 1
+        self._enter(Running(lease, holder, at, at + self._rules.lease_seconds, place, self._pulse))
         return lease
+
+    def _enter(self, running: Running) -> None:
+        self._running[running.lease.id] = running
+        self._held.setdefault(running.holder, {})[running.lease.id] = running
+        self._busy[running.lease.prompt_id] += 1
+
+    def _leave(self, lease: int) -> Running:
+        """Takes a lease from those under way; its prompt stays busy."""
+        running = self._running.pop(lease)
+        held = self._held[running.holder]
+        del held[lease]
+        if not held:
+            del self._held[running.holder]
+        return running
 
     def offer(self, holder: Holder, newest: PolicyVersion) -> PolicyVersion:
         """The version an actor should serve: the newest, but with fixed places the one that is sampled next."""
         if self._fixed is None:
             return newest
-        mine = [running.lease.version for running in self._running.values() if running.holder == holder]
-        if mine:
-            return min(mine)
+        if holder in self._held:
+            return min(running.lease.version for running in self._held[holder].values())
         place = self._fixed.first()
         if place >= self._rules.last_step * self._rules.batch:
             return newest
@@ -212,8 +225,8 @@ class LeaseBook:
 
     def evict(self, slot: int) -> tuple[int, ...]:
         """Ends all running leases of a slot, whose actor lives no more; returns their ids."""
-        held = [lease for lease, running in self._running.items() if running.holder[0] == slot]
-        return self._stop(held, "expired")
+        held = (leases for holder, leases in self._held.items() if holder[0] == slot)
+        return self._stop([lease for leases in held for lease in leases], "expired")
 
     def end_unheard(self, holder: Holder, running: Iterable[int], pulse: int) -> tuple[int, ...]:
         """Ends the holder's leases that it never heard of; returns their ids.
@@ -222,16 +235,16 @@ class LeaseBook:
         reply that got lost.
         """
         known = set(running)
-        held = ((lease, one) for lease, one in self._running.items() if one.holder == holder)
+        held = self._held.get(holder, {}).items()
         return self._stop([lease for lease, one in held if 0 < one.pulse < pulse and lease not in known], "expired")
 
     def take_back(self, holder: Holder, leases: Iterable[int]) -> tuple[int, ...]:
         """Ends those of the holder's running leases that it hands back; returns their ids."""
-        held = [lease for lease in leases if lease in self._running and self._running[lease].holder == holder]
-        return self._stop(held, "returned")
+        held = self._held.get(holder, {})
+        return self._stop([lease for lease in leases if lease in held], "returned")
 
     def _stop(self, leases: list[int], outcome: Outcome) -> tuple[int, ...]:
-        stopped = [self._running.pop(lease) for lease in leases]
+        stopped = [self._leave(lease) for lease in leases]
         self._end([(running.lease.prompt_id, running.place) for running in stopped], outcome)
         return tuple(leases)
 
@@ -246,7 +259,7 @@ class LeaseBook:
             or (self._fixed is not None and report.started != running.lease.version)
         ):
             return False
-        del self._running[report.lease_id]
+        self._leave(report.lease_id)
         share = TYPICAL_SHARE if self._typical_seconds else 1.0
         self._typical_seconds += share * (at - running.granted - self._typical_seconds)
         if self._fixed is not None:
@@ -391,8 +404,7 @@ class LeaseBook:
         self._consumed, self._typical_seconds = state.consumed, state.typical_seconds
         for one in state.running:
             holder = (one.slot, one.incarnation)
-            self._running[one.lease.id] = Running(one.lease, holder, one.granted, one.deadline, one.place, one.pulse)
-            self._busy[one.lease.prompt_id] += 1
+            self._enter(Running(one.lease, holder, one.granted, one.deadline, one.place, one.pulse))
         self._ready = {report.lease_id: report for report in state.ready}
         self._busy.update(report.prompt_id for report in state.ready)
         self._ordered = {report.lease_id: report for report in state.ordered}

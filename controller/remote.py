@@ -15,7 +15,8 @@ from entrostat.controller.desk import Desk
 from entrostat.controller.journal import Folder
 from entrostat.controller.snapshot import ControllerState
 from entrostat.controller.telemetry import Telemetry
-from entrostat.protocol import wire
+from entrostat.controller.waiting import WaitClock, cause_of, standing
+from entrostat.protocol import metrics, wire
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import StationLost
 from entrostat.protocol.lives import Writer
@@ -25,11 +26,13 @@ from entrostat.protocol.messages import (
     Pulse,
     StepReport,
     TrainOrder,
+    Waits,
     WeightsManifest,
 )
 from entrostat.protocol.metrics import Exporter
 from entrostat.protocol.scaling import scale_gate
 from entrostat.protocol.settings import Stations
+from entrostat.protocol.stacks import stacks
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +68,7 @@ class Started(NamedTuple):
     desk: Desk
     exporter: Exporter
     telemetry: Telemetry
+    waits: WaitClock
 
 
 class ControllerActor:
@@ -90,6 +94,7 @@ class ControllerActor:
         self._ordered: TrainOrder | None = None
         self._changed = asyncio.Event()
         self._ticker: asyncio.Task[None] | None = None
+        self._stepped = 0.0  # when the last step was reported
 
     async def start(self, levels: Sequence[str], buffer: BufferHandle, state: UInt8 | None = None) -> int:
         """Sets the controller up and starts its clock; returns the port of its metrics.
@@ -136,7 +141,9 @@ class ControllerActor:
             desk.controller.term,
             time.monotonic() - began,
         )
-        return Started(desk, exporter, Telemetry(exporter, desk.controller))
+        exporter.set(metrics.STALL_LIMIT, stations.stall_seconds)
+        self._stepped = time.monotonic()
+        return Started(desk, exporter, Telemetry(exporter, desk.controller), WaitClock(exporter))
 
     async def pulse(self, frame: UInt8) -> UInt8:
         """A `Pulse` in, a `PulseReply` out."""
@@ -159,16 +166,15 @@ class ControllerActor:
                     await asyncio.to_thread(desk.sync)
                 self._note_order(order)
                 return wire.encode(order)
-            try:
-                await asyncio.wait_for(changed.wait(), deadline - time.monotonic())
-            except TimeoutError:
+            if not await self._waited(changed, deadline - time.monotonic()):
                 return None
 
     async def report(self, frame: UInt8) -> UInt8:
         """A `StepReport` in, a `ControllerView` out."""
         report = wire.decode(frame, StepReport)
-        desk, _, telemetry = self._running()
+        desk, _, telemetry, _ = self._running()
         view = desk.report(report)
+        self._stepped = time.monotonic()
         self._happened()
         if view.version != report.version:
             log.warning(
@@ -213,6 +219,21 @@ class ControllerActor:
         """The `ControllerView` of now."""
         return wire.encode(self._running().desk.controller.view())
 
+    async def waits(self, frame: UInt8) -> UInt8:
+        """The driver's own `Waits` in; all since this was asked last out."""
+        clock = self._running().waits
+        clock.add(wire.decode(frame, Waits))
+        return wire.encode(clock.take())
+
+    async def standing(self) -> UInt8:
+        """A `Standing`, for the report of a stall."""
+        controller = self._running().desk.controller
+        return wire.encode(standing(controller.state(), needed=self._settings.batch.prompts, now=controller.now))
+
+    async def stacks(self) -> UInt8:
+        """A `Stacks`."""
+        return wire.encode(stacks())
+
     async def checkpoint(self) -> UInt8:
         """A `ControllerState` for the checkpoint."""
         return wire.encode(self._running().desk.checkpoint())
@@ -239,6 +260,20 @@ class ControllerActor:
             self._ticker.cancel()
         desk.close()
 
+    async def _waited(self, changed: asyncio.Event, seconds: float) -> bool:
+        """Whether something changed within the time, which counts as the learner's waiting for what is missing now."""
+        desk, _, _, waits = self._running()
+        needed, now = self._settings.batch.prompts, desk.controller
+        cause = cause_of(now.counts, needed=needed, actors=now.actors, judging=now.judging)
+        began = time.monotonic()
+        try:
+            await asyncio.wait_for(changed.wait(), seconds)
+        except TimeoutError:
+            return False
+        finally:
+            waits.add(Waits(**{cause: time.monotonic() - began}))
+        return True
+
     def _running(self) -> Started:
         if self._started is None:
             if not any(branch == self._branch for branch, _ in self._journal.segments()):
@@ -249,7 +284,7 @@ class ControllerActor:
 
     def _happened(self) -> None:
         """After every event."""
-        desk, _, telemetry = self._running()
+        desk, _, telemetry, _ = self._running()
         self._keep_ticking()
         self._discard(desk)
         telemetry.leases(desk.controller)
@@ -264,7 +299,7 @@ class ControllerActor:
     def _note_order(self, order: TrainOrder) -> None:
         if order is not self._ordered:
             self._ordered = order
-            desk, _, telemetry = self._running()
+            desk, _, telemetry, _ = self._running()
             telemetry.ordered(desk.controller.view())
 
     def _keep_ticking(self) -> None:
@@ -278,4 +313,5 @@ class ControllerActor:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._running().desk.tick()
+            self._running().exporter.set(metrics.STEP_AGE, time.monotonic() - self._stepped)
             self._happened()

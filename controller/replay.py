@@ -1,7 +1,8 @@
 """Events from a journal applied again: they must lead to what was recorded, byte for byte."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from itertools import zip_longest
+from typing import cast
 
 import msgspec
 
@@ -28,7 +29,7 @@ def replay(
             continue
         again = Recorded(event=record.event, commands=controller.apply(record.event))
         if wire.encode(again).data != frame:
-            where, before, now = _difference(msgspec.to_builtins(record.commands), msgspec.to_builtins(again.commands))
+            where, before, now = _difference(record.commands, again.commands)
             raise JournalDiffers(
                 f"{name}, byte {offset:,}: the event {type(record.event).__name__} at version {controller.version} led "
                 f"to {where} = {before}, applied again it leads to {now}"
@@ -36,18 +37,21 @@ def replay(
         yield offset, record.event, again.commands
 
 
-def _difference(before: Any, now: Any, place: str = "commands") -> tuple[str, str, str]:
-    """The first place where two values differ, and both."""
-    if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
-        for key in before:
-            if _differ(before[key], now[key]):
-                return _difference(before[key], now[key], f"{place}.{key}")
-    if isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
-        for index, (one, other) in enumerate(zip(before, now, strict=True)):
-            if _differ(one, other):
-                return _difference(one, other, f"{place}[{index}]")
-    return place, repr(before), repr(now)
+def _difference(before: tuple[Command, ...], now: tuple[Command, ...]) -> tuple[str, object, object]:
+    """The first place where two values differ, and what is there in each."""
+    pairs = zip_longest(_leaves(before, "commands"), _leaves(now, "commands"), fillvalue=("the end", "nothing"))
+    for (place, one), (other_place, other) in pairs:
+        if place != other_place or repr(one) != repr(other):  # a NaN is like another
+            return place if place == other_place else f"{place} or {other_place}", one, other
+    return "commands", before, now
 
 
-def _differ(one: Any, other: Any) -> bool:
-    return msgspec.msgpack.encode(one) != msgspec.msgpack.encode(other)
+def _leaves(value: object, place: str) -> Iterator[tuple[str, object]]:
+    if isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            yield from _leaves(getattr(value, name), f"{place}.{name}")
+    elif isinstance(value, tuple):
+        for index, one in enumerate(cast(tuple[object, ...], value)):
+            yield from _leaves(one, f"{place}[{index}]")
+    else:
+        yield place, value

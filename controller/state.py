@@ -166,6 +166,11 @@ class Controller:
         return len(self._living())
 
     @property
+    def judging(self) -> int:
+        """Running leases whose samples are drawn and wait for verdicts or for the buffer."""
+        return sum(actor.judging for actor in self._living())
+
+    @property
     def wanted_actors(self) -> int:
         """How many rollout actors there should be."""
         return self._wanted_actors
@@ -195,7 +200,7 @@ class Controller:
             late_reports=self._late_reports,
             actors=self.actors,
             wanted_actors=self._wanted_actors,
-            judging=sum(actor.judging for actor in self._living()),
+            judging=self.judging,
             term=self._term,
             staleness=summary.staleness,
             difficulty=self._difficulty.histogram(self._version.step),

@@ -26,6 +26,7 @@ from entrostat.protocol.entropy_settings import FixedLaw, LawSettings, Thermosta
 from entrostat.protocol.errors import BadInput, ConfigError, EntrostatError, Interrupted, RunDirectoryError
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import PolicyVersion
+from entrostat.recovery import Beginning
 from entrostat.rows import MetricsRow, read_metrics
 
 STEPS = 30  # of each run, after the learning rate's warm-up, unless others are asked for
@@ -74,8 +75,8 @@ def begin(
     def trial(config: RunConfig, path: Path) -> list[MetricsRow]:
         nonlocal began
         directory = directories.create(path, configs.effective_toml(config), keep_earlier=False)
-        start = PolicyVersion(branch=0, step=0)
-        job.carry_out(config, directory, prompts, training, start, None, address=address, began=began)
+        start = Beginning(version=PolicyVersion(branch=0, step=0))
+        job.carry_out(config, directory, prompts, training, start, address=address, began=began)
         began = time.time()  # of the next one
         shutil.rmtree(directory.checkpoints)  # nobody goes on from here
         return read_metrics(directory.metrics)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from entrostat import ray_calls
+from entrostat import ray_calls, recovery
 from entrostat.actors.remote import RolloutActor
 from entrostat.controller.remote import ControllerActor
 from entrostat.learner.remote import BufferActor
 from entrostat.learners import Learners
+from entrostat.looks import Lookout, standing
 from entrostat.placement import gpu_shares
 from entrostat.protocol import wire
 from entrostat.protocol.errors import ResourceError, Stalled, StationAway, StationLost
@@ -27,10 +27,13 @@ from entrostat.protocol.messages import (
     PromptSet,
     StepOutcome,
     TrainOrder,
+    Waits,
     WeightsManifest,
 )
 from entrostat.protocol.settings import Stations
+from entrostat.recovery import Beginning
 from entrostat.slots import ANSWER_SECONDS, PLACE_SECONDS, Slot, Slots
+from entrostat.stall import Picture, Told
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
     who: str
     reference: Any
+    began: float  # monotonic seconds
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,11 +68,11 @@ class Cluster:
         stations: the run's settings.
         prompts: all prompts of the run, training ones first.
         training_prompts: how many of them are trained on.
-        branch, step: where the policy stands.
-        checkpoint: folder to restore learner and controller from.
+        start: where learner and controller begin.
         address: of a Ray cluster; "local" starts one on this machine.
         stall_seconds: the longest any station may take over one answer.
         say: tells people what they should know of the actors.
+        beat: told again and again who is waited for.
     """
 
     def __init__(
@@ -77,14 +81,14 @@ class Cluster:
         prompts: PromptSet,
         *,
         training_prompts: int,
-        branch: int,
-        step: int,
-        checkpoint: Path | None,
+        start: Beginning,
         address: str,
         stall_seconds: float,
         say: Callable[[str], None] = log.warning,
+        beat: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._stations = stations
+        self._beat, self._lookout, self._silent = beat, Lookout(), set[str]()
         self._stall_seconds = stall_seconds
         ray_calls.connect(address, cpus=stations.learner.ranks)
         # A station waits more than it computes: on a machine of our own Ray's count keeps no actor from being placed.
@@ -92,18 +96,17 @@ class Cluster:
         self._settings = ray_calls.share(wire.encode(stations))
         self._prompts = ray_calls.share(wire.encode(prompts))
         self._levels = [prompt.level for prompt in prompts.prompts[:training_prompts]]
-        self._state = None
-        if checkpoint is not None:
-            self._state = np.frombuffer((checkpoint / "controller.bin").read_bytes(), np.uint8)
+        self._start = start
         # Ray may restart these two: what they are made of is not in its object store.
         settings = wire.encode(stations)
         self._buffer = ray_calls.remote(BufferActor, restarts=STATION_RESTARTS).remote(settings)
         self._buffer_lives = self._buffer.endpoint.remote()
-        self._controller = ray_calls.remote(ControllerActor, restarts=STATION_RESTARTS).remote(settings, branch, step)
+        self._controller = ray_calls.remote(ControllerActor, restarts=STATION_RESTARTS).remote(
+            settings, start.version.branch, start.version.step
+        )
         learner_gpus, self._actor_gpus = gpu_shares(stations, ray_calls.gpus())
-        version = PolicyVersion(branch=branch, step=step)
         self._learners = Learners(
-            stations, self._settings, self._prompts, self._buffer, version, checkpoint, gpus=learner_gpus
+            stations, self._settings, self._prompts, self._buffer, start.learner, start.checkpoint, gpus=learner_gpus
         )
         self._learner = self._learners.first
         # The engines come up while the learner loads the policy.
@@ -119,13 +122,13 @@ class Cluster:
 
     def start(self) -> WeightsManifest:
         """Waits until every station is up and every actor serves the starting version."""
-        self._answer(
-            self._controller.start.remote(self._levels, self._buffer, self._state),
-            "the controller",
-            START_SECONDS,
-            watch=False,
-        )
+        begun = self._controller.start.remote(self._levels, self._buffer, self._start.controller)
+        self._answer(begun, "the controller", START_SECONDS, watch=False)
         weights = self._answer(self._learner_starts, "the learner", START_SECONDS, watch=False)
+        for one in self._start.again:
+            again = self.retrain(one.order)
+            recovery.check(one, again)
+            weights = wire.encode(again.manifest)
         self._answer(self._controller.publish.remote(weights), "the controller", ANSWER_SECONDS, watch=False)
         self._slots.weights = weights
         for slot in self._placed():
@@ -136,6 +139,7 @@ class Cluster:
         for name, station in (("controller", self._controller), ("learner", self._learner), ("buffer", self._buffer)):
             self._ports[name] = self._answer(station.endpoint.remote(), f"the {name}", ANSWER_SECONDS, watch=False)
         self._register_targets()
+        self._lookout.locate(self._handles())
         return wire.decode(weights, WeightsManifest)
 
     @property
@@ -146,8 +150,8 @@ class Cluster:
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """Begins an evaluation on the first actor that lives."""
         slot = self._slots.first_living
-        slot.evaluation = slot.handle.evaluate.remote(wire.encode(request))
-        return Evaluation(who=f"the evaluation on {slot.who}", reference=slot.evaluation)
+        reference = slot.evaluation = slot.handle.evaluate.remote(wire.encode(request))
+        return Evaluation(who=f"the evaluation on {slot.who}", reference=reference, began=time.monotonic())
 
     def evaluated(self, evaluation: Evaluation, seconds: float) -> EvaluationResult:
         """Waits for an evaluation to end."""
@@ -185,7 +189,8 @@ class Cluster:
         Raises:
             CheckpointDamaged: the order's groups were not recorded, or their file has changed.
         """
-        frame = self._answer(self._learner.retrain.remote(wire.encode(order)), "the learner", self._stall_seconds)
+        reference = self._learner.retrain.remote(wire.encode(order))
+        frame = self._answer(reference, "the learner", self._stall_seconds, watch=False)
         outcome = wire.decode(frame, StepOutcome)
         self._slots.weights = wire.encode(outcome.manifest)
         return outcome
@@ -203,6 +208,29 @@ class Cluster:
     def controller_view(self) -> ControllerView:
         """How the controller stands."""
         return wire.decode(self._ask("view"), ControllerView)
+
+    def waits(self, more: Waits) -> Waits:
+        """What the learner waited for since this was asked last, with what the driver knows of it."""
+        return wire.decode(self._ask("waits", wire.encode(more)), Waits)
+
+    def told(self) -> tuple[Told, ...]:
+        """What the actors last said, without asking."""
+        return self._lookout.told()
+
+    def picture(self, reason: str, doing: str, doing_seconds: float) -> Picture:
+        """Asks everybody what they do, with a short deadline; who does not answer is not waited for again."""
+        looks = self._lookout.look(self._handles())
+        self._silent = {look.name for look in looks if look.problem}
+        return Picture(
+            reason=reason,
+            doing=doing,
+            doing_seconds=doing_seconds,
+            unix_seconds=time.time(),
+            lease_seconds=self._stations.rollout.lease_seconds,
+            standing=None if "the controller" in self._silent else standing(self._controller),
+            told=self.told(),
+            looks=looks,
+        )
 
     def save(self, folder: Path) -> Commit:
         """Begins a checkpoint: the learner's state and the controller's, in one folder, whole or not at all.
@@ -232,6 +260,7 @@ class Cluster:
                 )
             if not wait:
                 return False
+            self._beat("the learner's checkpoint")
             if watch:
                 self._learners.watch()
                 self.watch()
@@ -250,6 +279,7 @@ class Cluster:
             StationLost: the sample buffer died, or an actor did more often than accidents explain.
             EntrostatError: an actor stopped for a reason it named.
         """
+        self._beat("")
         if ray_calls.done(self._buffer_lives):
             try:
                 ray_calls.answer(self._buffer_lives, "the sample buffer", ANSWER_SECONDS)
@@ -258,9 +288,12 @@ class Cluster:
                 self._returned = True
             self._buffer_lives = self._buffer.endpoint.remote()
         self._heed_scaling()
-        if self._slots.watch() or self._returned:
+        changed = self._slots.watch()
+        self._lookout.hear(self._slots.views)
+        if changed or self._returned:
             if self._returned:
                 self._returned = False
+                self._lookout.locate(self._handles())
                 self._ask_ports()
             self._register_targets()
 
@@ -274,7 +307,15 @@ class Cluster:
 
     def close(self) -> None:
         """Stops every station. Never raises: it also runs after a failure, whose error matters more."""
-        ray_calls.stop([*self._slots.handles, self._learner], STOP_SECONDS)
+        silent = [slot.handle for slot in self._slots.all if slot.who in self._silent]
+        stopped = [handle for handle in self._slots.handles if handle not in silent]
+        learner = [] if "the learner" in self._silent else [self._learner]
+        ray_calls.stop([*stopped, *learner], STOP_SECONDS)
+
+    def _handles(self) -> dict[str, Any]:
+        """Every station by what errors call it."""
+        actors = {slot.who: slot.handle for slot in self._slots.all}
+        return {"the controller": self._controller, "the sample buffer": self._buffer, **self._learners.all, **actors}
 
     def _new_actor(self, slot: int, incarnation: int) -> Any:
         # The handlers of view, drain and evaluate must answer while the loop's thread works.
@@ -360,7 +401,9 @@ class Cluster:
             StationLost: the station died, or a rank of the learner.
         """
         deadline = time.monotonic() + seconds
+        self._beat(who)
         while not ray_calls.done(reference, min(1.0, deadline - time.monotonic())):
+            self._beat(who)
             if time.monotonic() >= deadline:
                 raise Stalled(
                     f"{who} did not answer within {seconds:.0f} s; its log is in {self._stations.directory}/logs"

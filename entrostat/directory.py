@@ -2,6 +2,7 @@
 
 runs/NAME/  config.toml (effective) · run.json, token (endpoints of a living run) · metrics.jsonl · summary.json
             checkpoints/step-N/ · journal/groups/ (where they are recorded) · samples/step-N.jsonl · report/
+            stall.txt (where it stalled: who waited for whom)
             lock (of the driver) · branch and writers (which life it is in, and who may write: protocol/lives.py)
 """
 

@@ -11,7 +11,7 @@ import msgspec
 
 from entrostat import config as configs
 from entrostat import directory as directories
-from entrostat import preflight, resumable, sinks
+from entrostat import preflight, recovery, resumable, sinks
 from entrostat.actors.tasks.load import load_prompts
 from entrostat.actors.tokenizer import HuggingFaceTokenizer
 from entrostat.cluster import Cluster
@@ -22,10 +22,12 @@ from entrostat.placement import check_address
 from entrostat.protocol.errors import BadInput, ConfigError, EntrostatError, Interrupted, StationLost
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import PolicyVersion, PromptSet
+from entrostat.recovery import Beginning
 from entrostat.rows import read_evaluations, read_metrics
 from entrostat.run import Run
 from entrostat.screen import open_screen
 from entrostat.summary import Summary, sentences
+from entrostat.watchdog import Heart, reported
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +47,9 @@ def begin(
     check_address(address)
     config, prompts, training = prepare(config, target)
     directory = directories.create(target, configs.effective_toml(config), keep_earlier=keep_earlier)
-    version = PolicyVersion(branch=0, step=0)
+    start = Beginning(version=PolicyVersion(branch=0, step=0))
     try:
-        return _go(config, directory, prompts, training, version, None, address=address, began=began)
+        return _go(config, directory, prompts, training, start, address=address, began=began)
     except (BadInput, Interrupted, KeyboardInterrupt):
         # What the user can mend, or stopped, before the first step leaves nothing in the way of the next try. After any
         # other failure the directory stays: its logs say what happened.
@@ -81,10 +83,10 @@ def resume(path: Path, overrides: Sequence[str], *, address: str, began: float) 
             return 0
         check_address(address)
         config, prompts, training = prepare(config, directory.path)
-        version = branch_off(directory, saved)
+        start = branch_off(directory, saved, checkpoint, recorded=config.run.record_samples)
         directories.write_atomically(directory.config, configs.effective_toml(config).encode())
         undo.pop_all()
-        return _go(config, directory, prompts, training, version, checkpoint, address=address, began=began)
+        return _go(config, directory, prompts, training, start, address=address, began=began)
 
 
 def newest(directory: RunDirectory) -> tuple[PolicyVersion, Path | None]:
@@ -100,17 +102,24 @@ def newest(directory: RunDirectory) -> tuple[PolicyVersion, Path | None]:
     return PolicyVersion(branch=manifest.branch, step=manifest.step), folder
 
 
-def branch_off(directory: RunDirectory, saved: PolicyVersion) -> PolicyVersion:
-    """Begins the directory's next life at a saved version, and voids what came after; what it is called from now on.
+def branch_off(
+    directory: RunDirectory, saved: PolicyVersion, checkpoint: Path | None, *, recorded: bool = False
+) -> Beginning:
+    """Begins the directory's next life, and voids what came after the step it begins at.
+
+    That is the saved one; with `recorded` samples the last that was trained, which the steps since lead to again.
 
     Raises:
         RunDirectoryError: a row before the last is damaged; nothing is changed.
+        JournalDamaged, JournalDiffers: recorded orders are to be trained again, and the journal can't be trusted.
     """
     rows = read_metrics(directory.metrics)
     read_evaluations(directory.evaluations)
+    steps, state = recovery.steps_since(directory, saved) if recorded else ((), None)
     branch = directory.begin_life(above=max(saved.branch, *(row.branch for row in rows), 0))
-    sinks.rewind(directory, saved.step)
-    return PolicyVersion(branch=branch, step=saved.step)
+    step = saved.step + len(steps)
+    sinks.rewind(directory, step)
+    return Beginning(version=PolicyVersion(branch=branch, step=step), checkpoint=checkpoint, state=state, again=steps)
 
 
 def prepare(config: RunConfig, directory: Path) -> tuple[RunConfig, PromptSet, int]:
@@ -156,14 +165,13 @@ def _go(
     directory: RunDirectory,
     prompts: PromptSet,
     training: int,
-    version: PolicyVersion,
-    checkpoint: Path | None,
+    start: Beginning,
     *,
     address: str,
     began: float,
 ) -> int:
     log_to(directory.path, "driver")
-    summary = carry_out(config, directory, prompts, training, version, checkpoint, address=address, began=began)
+    summary = carry_out(config, directory, prompts, training, start, address=address, began=began)
     from entrostat.report import write_report  # matplotlib is not needed to begin
 
     page = write_report(directory.path)
@@ -178,8 +186,7 @@ def carry_out(
     directory: RunDirectory,
     prompts: PromptSet,
     training: int,
-    version: PolicyVersion,
-    checkpoint: Path | None,
+    start: Beginning,
     *,
     address: str,
     began: float,
@@ -197,8 +204,7 @@ def carry_out(
                     directory,
                     prompts,
                     training,
-                    version,
-                    checkpoint,
+                    start,
                     address=address,
                     began=began,
                     restarts=restarts,
@@ -206,8 +212,8 @@ def carry_out(
             restarts += 1
             directory.end_life(directories.tell)
             saved, checkpoint = newest(directory)
-            version = branch_off(directory, saved)
-            log.warning("restart %d of %d: goes on from version %s", restarts, config.run.restarts, version)
+            start = branch_off(directory, saved, checkpoint, recorded=config.run.record_samples)
+            log.warning("restart %d of %d: goes on from version %s", restarts, config.run.restarts, start.version)
 
 
 class _Again(Exception):
@@ -219,8 +225,7 @@ def _live(
     directory: RunDirectory,
     prompts: PromptSet,
     training: int,
-    version: PolicyVersion,
-    checkpoint: Path | None,
+    start: Beginning,
     *,
     address: str,
     began: float,
@@ -233,24 +238,27 @@ def _live(
         EntrostatError: why it ended.
     """
     with contextlib.ExitStack() as closing:
-        opened = sinks.open_sinks(config.monitor.sinks, directory, version.step)
+        opened = sinks.open_sinks(config.monitor.sinks, directory, start.version.step)
         for sink in opened:
             closing.callback(sink.close)
         screen = open_screen(config.run.steps, config.run.name)
         closing.callback(screen.close)
         token = directory.make_token()
+        heart = Heart(directory.path / "stall.txt", config.run.stall_seconds, config.rollout.lease_seconds)
+        closing.callback(heart.close)
         cluster = Cluster(
             configs.stations(config, directory.path),
             prompts,
             training_prompts=training,
-            branch=version.branch,
-            step=version.step,
-            checkpoint=checkpoint,
+            start=start,
             address=address,
             stall_seconds=config.run.stall_seconds,
             say=screen.say,
+            beat=heart.beat,
         )
+        heart.told = cluster.told
         closing.callback(cluster.close)
+        closing.callback(heart.leave)
         run = Run(
             config,
             directory,
@@ -259,21 +267,23 @@ def _live(
             opened,
             evaluation_prompts=prompts.prompts[training:],
             trained_levels=frozenset(prompt.level for prompt in prompts.prompts[:training]),
-            version=version,
+            start=start,
             token=token,
             began=began,
             restarts=restarts,
         )
         try:
-            return run.train()
+            with reported(heart, cluster.picture):
+                return run.train()
         except EntrostatError as error:
+            heart.failed(error)
             log.error("the run ends: %s", error)
             saved = any(directory.checkpoints.glob("step-*"))
-            start = "its newest checkpoint" if saved else "step 0"
+            again = "its newest checkpoint" if saved else "step 0"
             if isinstance(error, StationLost) and restarts < config.run.restarts:
                 directory.check()
-                screen.say(f"{error}; going on from {start}, restart {restarts + 1} of {config.run.restarts}")
+                screen.say(f"{error}; going on from {again}, restart {restarts + 1} of {config.run.restarts}")
                 raise _Again from error
             if not isinstance(error, Interrupted) and (saved or not isinstance(error, BadInput)):
-                screen.say(f"go on from {start} with: entrostat train --resume {directory.path}")
+                screen.say(f"go on from {again} with: entrostat train --resume {directory.path}")
             raise

@@ -52,6 +52,12 @@ class Learners:
         )
         self._lives = [follower.lives.remote() for follower in self._followers]
 
+    @property
+    def all(self) -> dict[str, Any]:
+        """Every rank's handle, by what errors call it."""
+        followers = {f"rank {number} of the learner": handle for number, handle in enumerate(self._followers, 1)}
+        return {"the learner": self.first, **followers}
+
     def watch(self) -> None:
         """Sees that the followers live: the first rank may be waiting for one that does not, and can tell nobody.
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,14 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from entrostat import processes
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.errors import EntrostatError, ResourceError, Stalled, StationAway, StationLost
 
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 1 << 30
+READ_SECONDS = 1.0  # a small answer that is there
 
 
 def connect(address: str, cpus: int) -> None:
@@ -112,13 +115,33 @@ def answer(reference: Any, who: str, seconds: float) -> Any:
         raise Stalled(f"the answer of {who} could not be read within {seconds:.0f} s") from error
 
 
+def soon(reference: Any, who: str, deadline: float) -> Any:
+    """A call's answer if it comes before `deadline` (monotonic), and whatever else it comes to as an error of ours.
+
+    Raises:
+        EntrostatError: none came, or something else did.
+    """
+    if not done(reference, deadline - time.monotonic()):
+        raise Stalled(f"no answer of {who} in time")
+    try:
+        return answer(reference, who, READ_SECONDS)
+    except RayError as error:
+        raise StationLost(f"{who} could not answer: {first_sentence(str(error))}") from error
+
+
 def stop(stations: Sequence[Any], seconds: float) -> None:
-    """Asks the actors to stop, waits so long, and leaves the cluster. Never raises: it also follows failures."""
+    """Asks the actors to stop, waits so long, and leaves the cluster. Never raises: it also follows failures.
+
+    Of a cluster that was started here no process is left.
+    """
+    below = processes.below_ray()
     try:
         ray.wait([station.stop.remote() for station in stations], num_returns=len(stations), timeout=seconds)
     except RayError as error:
         log.warning("a station did not stop by itself: %s", error)
     ray.shutdown()
+    if killed := processes.end(below):
+        log.warning("%d processes of Ray did not end by themselves and were killed", killed)
 
 
 def first_sentence(text: str) -> str:

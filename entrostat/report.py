@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from entrostat.directory import write_atomically
 from entrostat.protocol.errors import BadInput
-from entrostat.protocol.messages import PhaseSeconds
+from entrostat.protocol.messages import PhaseSeconds, Waits
 from entrostat.rows import EvaluationRow, MetricsRow, read_evaluations, read_metrics
 from entrostat.screen import duration
 from entrostat.summary import Summary, sentences
@@ -24,6 +24,7 @@ matplotlib.use("Agg")
 SMOOTH_STEPS = 10
 COLOURS = {"reward": "#2a6f97", "full": "#9a9a9a", "clamped": "#c1121f", "target": "#1b4332", "coefficient": "#6a4c93"}
 PHASES = PhaseSeconds.__struct_fields__
+WAITS = Waits.__struct_fields__
 
 
 def write_report(directory: Path) -> Path:
@@ -47,6 +48,7 @@ def write_report(directory: Path) -> Path:
         "coefficient": ("Coefficient of the entropy bonus", _single(draw_coefficient, rows)),
         "difficulty": ("Prompts by expected pass rate", _single(draw_difficulty, rows)),
         "time": ("Where each step's time went", _single(draw_time, rows)),
+        "waiting": ("What the learner waited for, as a share of the time", _single(draw_waiting, rows)),
         "freshness": (
             "Staleness of the groups, and drift between sampling and learning",
             _single(draw_freshness, rows),
@@ -167,6 +169,24 @@ def draw_time(axes: Axes, rows: list[MetricsRow]) -> None:
     )
     axes.plot(steps, _column(rows, "step_seconds"), color="black", linewidth=1, label="step, wall time")
     _finish(axes, "seconds", low=0.0)
+
+
+def draw_waiting(axes: Axes, rows: list[MetricsRow]) -> None:
+    """The learner's waits, stacked by cause, smoothed; an evaluation's time is beside the steps'."""
+    causes = [cause for cause in WAITS if any(row.wait_cause_seconds.get(cause) for row in rows)]
+    if causes:
+        seconds = _column(rows, "step_seconds")
+        waited = np.array([[row.wait_cause_seconds.get(cause, 0.0) for row in rows] for cause in causes])
+        if "evaluation" in causes:
+            seconds = seconds + waited[causes.index("evaluation")]
+        together = smooth(seconds)
+        axes.stackplot(
+            _column(rows, "step"),
+            [smooth(waits) / together for waits in waited],
+            labels=[cause.replace("_", " ") for cause in causes],
+        )
+    axes.set_ylim(top=1.0)
+    _finish(axes, "share of the time", low=0.0)
 
 
 def draw_freshness(axes: Axes, rows: list[MetricsRow]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entrostat.protocol.errors import RunDirectoryError
-from entrostat.protocol.messages import ActorView, ControllerView, EvaluationResult, StepReport
+from entrostat.protocol.messages import ActorView, ControllerView, EvaluationResult, StepReport, Waits
 
 Int64 = NDArray[np.int64]
 T = TypeVar("T")
@@ -86,6 +86,7 @@ class MetricsRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False)
     fresh_drift_max_nats: float | None = None
     fresh_drift_kl_nats: float | None = None
     fresh_tokens: int = 0  # … and how many these are
+    wait_cause_seconds: dict[str, float] = msgspec.field(default_factory=dict)  # the learner's waits, see `Waits`
 
 
 def metrics_row(
@@ -98,6 +99,7 @@ def metrics_row(
     coefficient: float,
     samples: int,
     memory_gib: float,
+    waits: Waits,
 ) -> MetricsRow:
     """One optimizer step as a line, from what the three kinds of station said of it."""
     ages = np.repeat(np.arange(len(view.staleness)), view.staleness)
@@ -151,7 +153,7 @@ def metrics_row(
         leases_stale=view.leases.stale,
         leases_filtered=view.leases.filtered,
         law_frozen=view.frozen_updates,
-        actors=len(actors),
+        actors=len(actors) if actors else view.actors,  # none are at hand for a step that was trained again
         memory_gib=memory_gib,
         difficulty=view.difficulty,
         law_entropy_nats=_or_none(view.measured_entropy),
@@ -166,6 +168,7 @@ def metrics_row(
         fresh_drift_kl_nats=None if report.fresh is None else report.fresh.kl,
         fresh_tokens=0 if report.fresh is None else report.fresh.tokens,
         age_actor_entropy_nats=tuple(_or_none(entropy) for entropy in view.actor_ages),
+        wait_cause_seconds=msgspec.structs.asdict(waits),
     )
 
 

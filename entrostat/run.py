@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 
+import msgspec
 import psutil
 
 from entrostat import summary as summaries
@@ -20,10 +21,11 @@ from entrostat.protocol.messages import (
     ControllerView,
     EvaluationRequest,
     GroupsMissing,
-    PolicyVersion,
     Prompt,
     StepReport,
+    Waits,
 )
+from entrostat.recovery import Beginning
 from entrostat.rows import MetricsRow, evaluation_row, metrics_row, read_evaluations, read_metrics
 from entrostat.saving import Saving
 from entrostat.screen import Screen
@@ -47,7 +49,7 @@ class Run:
         cluster: the stations, not yet started.
         evaluation_prompts: the fixed unseen prompts.
         trained_levels: levels of the training prompts; the scores are made of these.
-        version: where the policy stands.
+        start: where the run begins.
         token: file of what whoever scales the run has to know.
         began: when the command was given, Unix time.
         restarts: how often it went on by itself after a station was lost.
@@ -63,7 +65,7 @@ class Run:
         *,
         evaluation_prompts: tuple[Prompt, ...],
         trained_levels: frozenset[str],
-        version: PolicyVersion,
+        start: Beginning,
         token: str,
         began: float,
         restarts: int = 0,
@@ -75,13 +77,16 @@ class Run:
         self._sinks = sinks
         self._evaluation_prompts = evaluation_prompts
         self._trained_levels = trained_levels
-        self._version = version
+        self._version = start.version
+        self._again = start.again
         self._began = began
         self._token = token
         self._endpoints = ("", 0)  # as run.json names them
         self._restarts = restarts
         self._interrupt = Interrupt(screen.say)
         self._since = self._last_step_ended = time.monotonic()  # the last step, or whatever moved last
+        # Seconds of waiting that the controller can't see, since it was last told.
+        self._apart = dict.fromkeys(("checkpoint", "evaluation", "other"), 0.0)
         self._alarms = Alarms(directory.path, config.verifier.alarm_share)
         self._watch = watch(config.model, config.rollout, config.learner)
         self._saving = Saving(cluster, directory, config.checkpoint.keep)
@@ -105,6 +110,8 @@ class Run:
                 self._evaluate_now()
                 self._saving.collect(wait=True)
                 self._cluster.finish()
+            except Stalled:
+                raise  # whoever hangs may be the one that writes the checkpoint under way; the one before is whole
             except EntrostatError as error:
                 self._saving.settle()
                 if isinstance(error, StationLost) and self._interrupt.asked:
@@ -126,6 +133,7 @@ class Run:
         frozen = self._cluster.controller_view().frozen_updates
         self._alarms = Alarms(self._directory.path, self._config.verifier.alarm_share, frozen)
         self._tell_endpoints()
+        self._write_missing_rows()
         self._stop_if_asked()
         if self._version.step == 0 and not self._evaluated(0):
             # It shares the engine with the first samples; that actor keeps these weights until it has ended.
@@ -148,6 +156,26 @@ class Run:
             )
         )
 
+    def _write_missing_rows(self) -> None:
+        """A kill may come between a step and its row: what was trained again gets those that are not there."""
+        written = max((row.step for row in read_metrics(self._directory.metrics)), default=0)
+        if self._again:
+            self._screen.say(f"{len(self._again)} recorded steps were trained again, to the same weights")
+        for one in self._again:
+            if one.report.version.step > written:
+                row = metrics_row(
+                    one.report,
+                    one.view,
+                    [],
+                    unix_seconds=time.time(),
+                    step_seconds=sum(msgspec.structs.astuple(one.report.phases)),
+                    coefficient=one.order.coefficient,
+                    samples=len(one.order.groups) * self._config.rollout.samples_per_prompt,
+                    memory_gib=0.0,
+                    waits=Waits(),
+                )
+                self._show(row)
+
     def _step(self) -> None:
         waited_since = time.monotonic()
         order = None
@@ -158,10 +186,12 @@ class Run:
             self._saving.collect(wait=False)
             if order is None:
                 self._check_progress()
-        outcome = self._cluster.train(order, time.monotonic() - waited_since)
+        waited = time.monotonic() - waited_since
+        outcome = self._cluster.train(order, waited)
         if isinstance(outcome, GroupsMissing):
             self._screen.say(f"{len(outcome.lease_ids)} groups were lost with the sample buffer and are sampled again")
             self._cluster.missing(outcome)
+            self._check_progress()  # orders that can never be trained are no progress
             return
         self._since = time.monotonic()
         view = self._cluster.report(outcome)
@@ -184,10 +214,19 @@ class Run:
             coefficient=order.coefficient,
             samples=samples,
             memory_gib=self._memory_gib,
+            waits=self._waits(waited),
         )
         self._show(row)
         self._warn(view, outcome.report, actors)
         self._keep(row.step)
+
+    def _waits(self, waited: float) -> Waits:
+        """What the learner waited for since the step before, `waited` seconds of it for this order."""
+        waits = self._cluster.waits(Waits(**self._apart))
+        known = waits.sampling + waits.verifying + waits.weights + waits.no_actors
+        other = max(0.0, waited - known)
+        self._apart = {"checkpoint": 0.0, "evaluation": 0.0, "other": other}  # the controller hears of it a step later
+        return msgspec.structs.replace(waits, other=other)
 
     def _warn(self, view: ControllerView, report: StepReport, actors: list[ActorView]) -> None:
         """Says what is wrong with the step.
@@ -216,7 +255,10 @@ class Run:
             self._evaluate_now()
         if step % self._config.checkpoint.every_steps == 0 or last:
             self._screen.waiting(f"saving step {step}")
+            began = time.monotonic()
             self._saving.begin(step)
+            self._since = time.monotonic()
+            self._apart["checkpoint"] += self._since - began
 
     def _stop_if_asked(self) -> None:
         if self._interrupt.asked:
@@ -245,7 +287,7 @@ class Run:
         )
         if waited > PATIENCE_SECONDS:
             self._screen.waiting(text)
-        if waited > self._config.run.stall_seconds:
+        if waited > self._config.run.stall_seconds and not self._evaluates():
             raise Stalled(
                 f"no optimizer step for {waited:.0f} s (run.stall_seconds = {self._config.run.stall_seconds:.0f}): "
                 f"the learner waits for groups, {leases.ready} of {needed} are ready, {leases.running} leases run, "
@@ -270,7 +312,8 @@ class Run:
         if not self._evaluation_prompts:
             return
         self._screen.waiting("evaluating")
-        deadline = time.monotonic() + self._config.run.stall_seconds
+        began = time.monotonic()
+        deadline = began + self._config.run.stall_seconds
         while not self._evaluated(self._version.step):
             while self._cluster.serving() != self._version:
                 if time.monotonic() > deadline:
@@ -279,6 +322,11 @@ class Run:
             self._begin_evaluation()
             self._collect_evaluation(wait=True)
         self._last_step_ended = self._since = time.monotonic()  # an evaluation is no part of the next step
+        self._apart["evaluation"] += self._since - began
+
+    def _evaluates(self) -> bool:
+        """Whether an evaluation is under way that has not passed its own deadline; it may hold up the samples."""
+        return self._evaluation is not None and time.monotonic() < self._evaluation.began + EVALUATION_SECONDS
 
     def _collect_evaluation(self, *, wait: bool) -> None:
         if self._evaluation is None or not (wait or self._cluster.has_evaluated(self._evaluation)):

@@ -17,6 +17,7 @@ from entrostat.protocol.lives import Writer
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import Group, PolicyVersion, PromptSet, TrainOrder
 from entrostat.protocol.settings import Stations
+from entrostat.protocol.stacks import stacks
 
 if TYPE_CHECKING:
     from entrostat.learner.ranks import Ranks
@@ -72,6 +73,10 @@ class FollowerActor:
         """Answers at once, with what ended its work if anything did."""
         if self._failure is not None:
             raise self._failure
+
+    def stacks(self) -> UInt8:
+        """A `Stacks`."""
+        return wire.encode(stacks())
 
     def _running(self) -> "Trainer":
         if self._trainer is None:

@@ -54,6 +54,11 @@ def write(folder: Path, version: PolicyVersion, frames: Sequence[UInt8]) -> None
         ) from error
 
 
+def holds(folder: Path, version: PolicyVersion) -> bool:
+    """Whether there are groups of the order from `version`."""
+    return _path(folder, version).is_file()
+
+
 def read(folder: Path, version: PolicyVersion) -> tuple[UInt8, ...]:
     """The frames of the groups of the order from `version`; views of what was read.
 

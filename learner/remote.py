@@ -8,6 +8,7 @@ from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 
@@ -23,6 +24,7 @@ from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import Group, GroupsMissing, PolicyVersion, PromptSet, StepReport, TrainOrder
 from entrostat.protocol.metrics import Exporter
 from entrostat.protocol.settings import Stations
+from entrostat.protocol.stacks import stacks
 
 if TYPE_CHECKING:
     from entrostat.learner.trainer import Trainer
@@ -72,6 +74,12 @@ class BufferActor:
     def endpoint(self) -> int:
         """The port of its metrics."""
         return self._exporter.port
+
+    def stacks(self) -> UInt8:
+        """A `Stacks`, and how much it holds."""
+        found = stacks()
+        held = f"holds {len(self._buffer)} groups, {self._buffer.bytes:,} bytes\n"
+        return wire.encode(msgspec.structs.replace(found, text=held + found.text))
 
     def _show(self) -> None:
         self._exporter.set(metrics.BUFFER_GROUPS, len(self._buffer))
@@ -183,6 +191,10 @@ class LearnerActor:
     def endpoint(self) -> int:
         """The port of its metrics."""
         return self._exporter.port
+
+    def stacks(self) -> UInt8:
+        """A `Stacks`."""
+        return wire.encode(stacks())
 
     def stop(self) -> None:
         """Frees the shared memory."""

@@ -413,3 +413,56 @@ class ActorView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     turn_seconds: float = 0.0  # since the loop that owns the engine last came round
     held: int = 0  # leases, judged ones included
     draining: bool = False
+
+
+class RunningNow(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease under way, for people."""
+
+    id: int
+    prompt_id: int
+    slot: int
+    incarnation: int
+    version: PolicyVersion  # the newest at its grant
+    age_seconds: float
+    left_seconds: float  # until its deadline
+
+
+class HeardActor(msgspec.Struct, frozen=True, kw_only=True):
+    """A rollout actor as the controller knows it, for people."""
+
+    slot: int
+    incarnation: int
+    silent_seconds: float  # since its last pulse
+    judging: int
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """controller → driver. Who holds what, for the report of a stall."""
+
+    version: PolicyVersion  # the next order starts from it
+    newest: PolicyVersion  # that actors may serve
+    needed: int  # groups of an order
+    ordered: int  # groups of the order under way; 0 without one
+    leases: LeaseCounts
+    running: tuple[RunningNow, ...]
+    actors: tuple[HeardActor, ...]
+
+
+class Waits(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """controller ↔ driver. For how long the learner has waited, seconds, by what it waited for."""
+
+    sampling: float = 0.0  # rollout actors draw
+    verifying: float = 0.0  # what the order lacks is drawn, and waits for verdicts or for the buffer
+    weights: float = 0.0  # no lease is under way or can be granted: the actors have yet to serve newer weights
+    no_actors: float = 0.0  # none was heard from within a lease's deadline
+    checkpoint: float = 0.0
+    evaluation: float = 0.0
+    other: float = 0.0
+
+
+class Stacks(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """any station → driver. Where it runs, and what each of its threads does."""
+
+    host: str
+    process: int  # id on that host
+    text: str

@@ -15,7 +15,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from entrostat.protocol.endpoint import Endpoint, Page
-from entrostat.protocol.messages import STATUSES, PhaseSeconds
+from entrostat.protocol.messages import STATUSES, PhaseSeconds, Waits
 from entrostat.protocol.scaling import REFUSED, ScaleGate
 
 # A counter's `_created` series are noise in every query.
@@ -25,6 +25,7 @@ Station = Literal["rollout", "controller", "learner", "buffer"]
 
 OUTCOMES = ("trained", "filtered", "expired", "returned", "stale", "lost", "rewound")
 PHASES = PhaseSeconds.__struct_fields__
+WAITS: tuple[str, ...] = Waits.__struct_fields__
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
@@ -115,6 +116,19 @@ PASS_RATE = _row(
     "controller", "gauge", "pass_ratio", "Share of correct samples of all groups completed for the last order."
 )
 ACTORS = _row("controller", "gauge", "actors", "Rollout actors heard from within a lease's deadline.")
+WAITING = _row(
+    "controller",
+    "counter",
+    "learner_waiting_seconds_total",
+    "How long the learner waited, by what for.",
+    labels=(("cause", WAITS),),
+)
+STEP_AGE = _row(
+    "controller", "gauge", "step_age_seconds", "Since the last optimizer step, or since the controller started."
+)
+STALL_LIMIT = _row(
+    "controller", "gauge", "stall_limit_seconds", "After so long without progress the run ends: run.stall_seconds."
+)
 WANTED_ACTORS = _row("controller", "gauge", "wanted_actors", "Rollout actors that there should be.")
 HTTP_REFUSED = _row(
     "controller",

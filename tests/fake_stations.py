@@ -238,7 +238,6 @@ class World:
         self.turn()
 
     def sampled(self, lease: Lease) -> None:
-        """Gives the actor a lease, has the engine finish it and the controller answer the next pulse."""
+        """Gives the actor a lease, and has the engine finish it."""
         self.granted(lease)
         self.engine.finish(f"lease-{lease.id}")
-        self.controller.answer()

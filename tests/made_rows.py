@@ -38,6 +38,7 @@ def metrics_row(step: int, **changes: object) -> MetricsRow:
         "level_entropy_nats": {"3 terms": 0.15 * math.exp(-0.01 * step), "5 terms": 0.2},
         "age_entropy_nats": (0.19, None),
         "age_actor_entropy_nats": (0.21, None),
+        "wait_cause_seconds": {"sampling": 0.3, "weights": 0.1, "evaluation": 0.0},
     }
     return MetricsRow(**(numbers | changes))  # type: ignore[arg-type]  # the fields are named by the class itself
 

@@ -11,6 +11,7 @@ from entrostat.config import RunConfig
 from entrostat.job import prepare
 from entrostat.learner import checkpoint
 from entrostat.protocol.messages import PolicyVersion, StepOutcome, TrainOrder
+from entrostat.recovery import Beginning
 
 DEADLINE_SECONDS = 60.0
 STEPS = 3
@@ -23,9 +24,7 @@ def started(config: RunConfig, directory: Path, version: PolicyVersion, restored
         configs.stations(config, directory),
         prompts,
         training_prompts=training,
-        branch=version.branch,
-        step=version.step,
-        checkpoint=restored,
+        start=Beginning(version=version, checkpoint=restored),
         address="local",
         stall_seconds=config.run.stall_seconds,
     )

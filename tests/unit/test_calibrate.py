@@ -11,7 +11,7 @@ from entrostat.config import RunConfig
 from entrostat.controller.state import Controller
 from entrostat.protocol.entropy_settings import FixedLaw
 from entrostat.protocol.errors import BadInput, ConfigError, Interrupted, Stalled
-from entrostat.protocol.messages import BalanceReport
+from entrostat.protocol.messages import BalanceReport, Waits
 from entrostat.rows import MetricsRow, read_metrics
 from tests.made_messages import plain_report, run_of
 from tests.made_runs import BALANCE, DRIFT, MadeUp, calibrated
@@ -118,7 +118,9 @@ def test_the_pushes_reach_the_rows_where_they_are_measured(balance: BalanceRepor
         coefficient=0.0,
         samples=8,
         memory_gib=0.0,
+        waits=Waits(sampling=0.5),
     )
+    assert row.wait_cause_seconds["sampling"] == 0.5
     assert (row.policy_push, row.bonus_push) == ((None, None) if balance is None else (-0.5, 8.0))
 
 

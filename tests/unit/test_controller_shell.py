@@ -17,7 +17,17 @@ from entrostat.protocol import wire
 from entrostat.protocol.arrays import UInt8
 from entrostat.protocol.entropy_settings import FixedLaw, LawSettings, ThermostatLaw
 from entrostat.protocol.errors import CheckpointDamaged, ResourceError, StationLost, TaskError, WireError
-from entrostat.protocol.messages import ControllerView, GroupReport, GroupsMissing, Pulse, PulseReply, TrainOrder
+from entrostat.protocol.messages import (
+    ControllerView,
+    GroupReport,
+    GroupsMissing,
+    Pulse,
+    PulseReply,
+    Stacks,
+    Standing,
+    TrainOrder,
+    Waits,
+)
 from tests.made_messages import group_of, manifest, run_of, step_of, version
 
 START = version(0)
@@ -274,3 +284,25 @@ def test_a_request_to_scale_is_taken_in_by_the_loop_that_serves_the_calls(made: 
         assert TOKEN not in scraped + read(port, "/targets")
 
     asyncio.run(play())
+
+
+def test_a_wait_for_an_order_is_counted_by_its_cause_while_it_lasts(made: Made) -> None:
+    async def play() -> str:
+        actor = await made()
+        assert await actor.order(0.05) is None  # nobody was heard from
+        await actor.pulse(pulse(room=2))
+        assert await actor.order(0.05) is None  # leases are under way
+        waits = wire.decode(await actor.waits(wire.encode(Waits(checkpoint=2.0))), Waits)
+        assert waits.no_actors >= 0.05
+        assert waits.sampling >= 0.05
+        assert (waits.checkpoint, waits.verifying, waits.weights) == (2.0, 0.0, 0.0)
+        found = wire.decode(await actor.standing(), Standing)
+        assert [lease.slot for lease in found.running] == [0, 0]
+        assert "in stacks" in wire.decode(await actor.stacks(), Stacks).text
+        await asyncio.sleep(0.6)  # a tick
+        return await asyncio.to_thread(read, await actor.endpoint(), "/metrics")
+
+    page = asyncio.run(play())
+    assert 'learner_waiting_seconds_total{cause="checkpoint"} 2.0' in page
+    assert "entrostat_stall_limit_seconds 600.0" in page
+    assert float(page.split("\nentrostat_step_age_seconds ")[1].split()[0]) > 0.5

@@ -68,7 +68,6 @@ def test_reports_survive_a_controller_that_did_not_answer() -> None:
 def test_a_group_that_is_done_while_a_pulse_is_under_way_is_reported_in_the_next() -> None:
     world = World()
     world.granted(lease(1), lease(2))
-    world.controller.answer()
     world.engine.finish("lease-1")
     world.turn(2)
     assert world.controller.waiting

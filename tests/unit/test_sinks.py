@@ -96,17 +96,17 @@ def test_a_damaged_row_before_the_last_is_named_and_nothing_is_changed(
     path.write_bytes(b"\n".join(lines))
     before = path.read_bytes(), directory.metrics.read_bytes()
     with pytest.raises(RunDirectoryError, match=rf"a/{name}\.jsonl:2 is not a row"):
-        job.branch_off(directory, PolicyVersion(branch=0, step=2))
+        job.branch_off(directory, PolicyVersion(branch=0, step=2), None)
     assert (path.read_bytes(), directory.metrics.read_bytes()) == before
     assert directory.branch == 0
 
 
 def test_a_run_goes_on_above_every_branch_it_speaks_of(directory: directories.RunDirectory) -> None:
-    assert job.branch_off(directory, PolicyVersion(branch=4, step=2)) == PolicyVersion(branch=5, step=2)
+    assert job.branch_off(directory, PolicyVersion(branch=4, step=2), None).version == PolicyVersion(branch=5, step=2)
     write(directory, range(3, 5), ())
     (directory.path / "branch").write_text("0\n")
     directory.branch = 0
-    assert job.branch_off(directory, PolicyVersion(branch=0, step=3)) == PolicyVersion(branch=6, step=3)
+    assert job.branch_off(directory, PolicyVersion(branch=0, step=3), None).version == PolicyVersion(branch=6, step=3)
 
 
 def test_steps_that_are_missing_are_told(directory: directories.RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
