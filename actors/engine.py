@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from entrostat.actors.core_watch import CoreWatch, core_lives
 from entrostat.actors.engine_setup import build_engine
 from entrostat.actors.probe import Receipt, describe, judge, sequences
 from entrostat.actors.sampling import samples_of, sampling_parameters, scoring_parameters
@@ -45,6 +46,7 @@ class VllmEngine:
         began = time.monotonic()
         self._settings, self._adapter = settings, adapter
         self._llm = build_engine(model, settings, seed, adapter)
+        self._watch = CoreWatch(self._llm.engine_core) if settings.own_process else None
         self._context: int = self._llm.model_config.max_model_len
         self._requests: dict[str, SampleRequest] = {}
         self._scores: dict[str, Float32 | None] = {}
@@ -95,11 +97,16 @@ class VllmEngine:
         """Forgets requests; they are never returned."""
         running = [id for id in ids if self._requests.pop(id, None)]
         if running:
-            self._llm.abort_request(running)
+            with core_lives():
+                self._llm.abort_request(running)
         self._held = [completion for completion in self._held if completion.id not in ids]
 
     def step(self) -> list[Completion]:
-        """Draws at least one token for the running requests; returns those that finished."""
+        """Draws at least one token for the running requests; returns those that finished.
+
+        Raises:
+            StationLost: the core died, in its own process.
+        """
         held, self._held = self._held, []
         return held + (self._advance() if self._requests else [])
 
@@ -154,6 +161,8 @@ class VllmEngine:
 
     def close(self) -> None:
         """Ends the engine and its processes."""
+        if self._watch is not None:
+            self._watch.close()
         self._llm.engine_core.shutdown()
         del self._llm
         gc.collect()
@@ -166,11 +175,14 @@ class VllmEngine:
         # The salt keeps keys and values computed under other weights out of the prefix cache; clearing the cache
         # itself is impossible while requests hold blocks of it.
         adapter = None if self._adapter is None else REQUEST
-        self._llm.add_request(id, tokens_input(tokens.tolist(), cache_salt=salt), sampling, lora_request=adapter)
+        with core_lives():
+            self._llm.add_request(id, tokens_input(tokens.tolist(), cache_salt=salt), sampling, lora_request=adapter)
 
     def _advance(self) -> list[Completion]:
         done = []
-        for output in self._llm.step():
+        with core_lives():
+            outputs = self._llm.step()
+        for output in outputs:
             if output.request_id in self._scores:
                 self._scores[output.request_id] = np.asarray(output.prompt_logprobs.logprobs, np.float32)
             elif self._requests.pop(output.request_id, None):
@@ -202,7 +214,7 @@ class VllmEngine:
     def _apply(self, manifest: WeightsManifest, *, perturb: bool = False) -> Receipt:
         """Puts a version's tensors into the model; tokens drawn from now on are labelled with it."""
         info = self._update_info(manifest, perturb=perturb)
-        with self._paused():
+        with core_lives(), self._paused():
             if self._adapter is not None:
                 self._adapt(info)
             else:
@@ -256,7 +268,8 @@ class VllmEngine:
         return update_info(manifest, perturb=perturb, keep=keep)
 
     def _rpc(self, method: str, **arguments: Any) -> list[Any]:
-        answers: list[Any] = self._llm.collective_rpc(method, kwargs=arguments)
+        with core_lives():
+            answers: list[Any] = self._llm.collective_rpc(method, kwargs=arguments)
         return answers
 
     @contextmanager

@@ -1,6 +1,7 @@
 """When an actor speaks to its controller: at once when there is news, else at an interval; never two at a time."""
 
 import logging
+from collections.abc import Iterable
 
 from entrostat.protocol.errors import StationLost
 from entrostat.protocol.messages import GroupReport, PolicyVersion, Pulse, PulseReply
@@ -17,7 +18,7 @@ SECONDS_UNTIL_LOST = 300.0  # a controller that is restarted reads its journal f
 
 
 class Pulses:
-    """The conversation with the controller. Reports are kept until a reply shows that they arrived."""
+    """The conversation with the controller. What is reported or handed back is kept until a reply shows it arrived."""
 
     def __init__(self, controller: ControllerPort, slot: int, incarnation: int, lease_seconds: float) -> None:
         self._controller = controller
@@ -25,7 +26,9 @@ class Pulses:
         self._incarnation = incarnation
         self._interval = min(LONGEST_SECONDS, LEASE_SHARE * lease_seconds)
         self._reports: list[GroupReport] = []
-        self._sent: int | None = None  # how many reports the pulse under way carries; None without one
+        self._returned: list[int] = []
+        self._sent: tuple[int, int] | None = None  # reports and returned leases in the pulse under way
+        self._asked = False  # the pulse under way asks for leases
         self._told: PolicyVersion | None = None  # in the last pulse sent
         self._number = 0
         self._failures = 0
@@ -37,6 +40,10 @@ class Pulses:
         """Queues a report for the next pulse."""
         self._reports.append(report)
 
+    def hand_back(self, lease_ids: Iterable[int]) -> None:
+        """Queues leases for the next pulse, which gives them back."""
+        self._returned.extend(lease_ids)
+
     def forget(self, lease_ids: set[int]) -> None:
         """Drops queued reports of leases that ended."""
         if self._sent is None:
@@ -44,8 +51,13 @@ class Pulses:
 
     @property
     def unreported(self) -> int:
-        """Reports whose arrival is not confirmed."""
-        return len(self._reports)
+        """Reports and leases handed back whose arrival is not confirmed."""
+        return len(self._reports) + len(self._returned)
+
+    @property
+    def expecting(self) -> bool:
+        """Whether the reply under way may bring leases."""
+        return self._sent is not None and self._asked
 
     def send_if_due(
         self, now: float, version: PolicyVersion, room: int, running: tuple[int, ...], judging: int = 0
@@ -53,10 +65,11 @@ class Pulses:
         """Sends a pulse if none is under way and there is a reason to; returns whether it did."""
         # Under another version there may be leases that there were none of a moment ago. Who has work can wait.
         hungry = room > 0 and (version != self._told or (not running and now >= self._hungry_at))
-        news = self._failures == 0 and (self._reports or hungry)
+        news = self._failures == 0 and (self.unreported or hungry)
         if self._sent is not None or not (news or now >= self._next_at):
             return False
-        self._sent, self._told = len(self._reports), version
+        self._sent, self._told = (len(self._reports), len(self._returned)), version
+        self._asked = room > 0
         self._number += 1
         self._controller.send(
             Pulse(
@@ -65,8 +78,9 @@ class Pulses:
                 number=self._number,
                 version=version,
                 room=room,
-                running=running,
+                running=(*running, *self._returned),
                 reports=tuple(self._reports),
+                returned=tuple(self._returned),
                 judging=judging,
             )
         )
@@ -92,7 +106,9 @@ class Pulses:
                 f"rollout actor {self._slot}: a newer incarnation holds the slot, "
                 f"so incarnation {self._incarnation} stops"
             )
-        del self._reports[: self._sent]
+        reports, returned = self._sent
+        del self._reports[:reports]
+        del self._returned[:returned]
         self._sent, self._failures = None, 0
         self._next_at = now + self._interval
         self._hungry_at = now if reply.leases else now + HUNGRY_SECONDS

@@ -6,6 +6,8 @@ the policy. `view`, `evaluate` and `drain` answer while it works: the actor need
 
 import concurrent.futures
 import logging
+import os
+import socket
 import threading
 import time
 import traceback
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 ENGINE_SECONDS = 600.0  # until the engine is up and serves the first version
 EVALUATION_SECONDS = 1800.0  # with those that are before it in the queue
 STOP_SECONDS = 10.0
+DRAIN_POLL_SECONDS = 0.2
 
 
 class RolloutActor:
@@ -131,7 +134,19 @@ class RolloutActor:
     def view(self) -> UInt8:
         """An `ActorView`; raises what ended the actor's work, if it ended."""
         worker = self._running()
-        return wire.encode(worker.view(engine_seconds=self._engine_seconds, metrics_port=self._exporter.port))
+        host, process = self.place()
+        return wire.encode(
+            worker.view(
+                engine_seconds=self._engine_seconds,
+                metrics_port=self._exporter.port,
+                host=host,
+                process=process,
+            )
+        )
+
+    def place(self) -> tuple[str, int]:
+        """Host and process id; answers as soon as Ray has found a place for the actor."""
+        return socket.gethostname(), os.getpid()
 
     def endpoint(self) -> int:
         """The port of its metrics."""
@@ -142,13 +157,16 @@ class RolloutActor:
         return wire.encode(stacks())
 
     def drain(self, seconds: float) -> bool:
-        """Asks for no more leases, and waits until those it holds are reported; whether they were in time."""
+        """Asks for no more leases, ends those begun within `seconds`, hands the others back; whether nothing is left.
+
+        An evaluation under way is finished first, however long it takes.
+        """
         worker = self._running()
-        worker.drain()
-        deadline = time.monotonic() + seconds
-        while not worker.idle and time.monotonic() < deadline and self._failure is None:
-            time.sleep(0.02)
-        return worker.idle
+        worker.drain(seconds)
+        deadline = time.monotonic() + seconds + EVALUATION_SECONDS
+        while not worker.drained(DRAIN_POLL_SECONDS) and time.monotonic() < deadline and self._failure is None:
+            pass
+        return worker.drained(0.0)
 
     def stop(self) -> None:
         """Ends the work, the engine and the verifiers."""

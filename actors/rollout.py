@@ -4,6 +4,7 @@
 station; when there is nothing to do it sleeps for some milliseconds, or until an evaluation comes.
 """
 
+import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -32,6 +33,7 @@ from entrostat.protocol.ports import SampleRequest
 from entrostat.protocol.settings import RolloutSettings
 
 IDLE_SECONDS = 0.005
+LOAD_SECONDS = 600.0  # a version's weights and its probe, at most, before the loop counts as stuck
 BACKLOG = 2  # leases held, judged ones included, at most this many times those in flight
 
 
@@ -82,7 +84,10 @@ class RolloutWorker:
         self._leases: dict[int, HeldLease] = {}  # every lease held, the waiting ones too
         self._requests: dict[str, int] = {}  # those in the engine → lease id
         self._evaluations = Evaluations(seams, settings.groups_in_flight, settings.max_response_tokens)
-        self._draining = False
+        self._drained_by: float | None = None  # when what is not done is handed back; None: it does not drain
+        self._empty = threading.Event()
+        self._came_round = seams.clock()
+        self._loading_since: float | None = None
         self._tokens = 0
         self._updates.load_first(first)
         self._note_update(served=True)
@@ -93,16 +98,26 @@ class RolloutWorker:
         """Queues an evaluation; it shares the engine with the leases, and no weights are loaded while it runs."""
         return self._evaluations.ask(request)
 
-    def drain(self) -> None:
-        """Asks for no more leases from now on."""
-        self._draining = True
+    def drain(self, seconds: float) -> None:
+        """Asks for no more leases from now on, ends those begun within `seconds`, and hands the others back."""
+        self._drained_by = self._seams.clock() + seconds
+
+    def drained(self, seconds: float) -> bool:
+        """Waits at most so long until it drains and holds nothing any more: no lease, no evaluation, no report."""
+        return self._empty.wait(seconds)
 
     @property
     def idle(self) -> bool:
         """It holds no lease and no evaluation, and everything has been reported."""
         return not self._leases and not self._pulses.unreported and self._evaluations.idle
 
-    def view(self, *, engine_seconds: float, metrics_port: int) -> ActorView:
+    @property
+    def turn_seconds(self) -> float:
+        """Since the loop last came round; loading weights is given `LOAD_SECONDS` for itself."""
+        now, loading = self._seams.clock(), self._loading_since
+        return now - self._came_round if loading is None else max(0.0, now - loading - LOAD_SECONDS)
+
+    def view(self, *, engine_seconds: float, metrics_port: int, host: str = "", process: int = 0) -> ActorView:
         """What people look at."""
         return ActorView(
             slot=self._slot,
@@ -117,6 +132,11 @@ class RolloutWorker:
             max_mismatch=self._updates.max_mismatch,
             engine_seconds=engine_seconds,
             metrics_port=metrics_port,
+            host=host,
+            process=process,
+            turn_seconds=self.turn_seconds,
+            held=len(self._leases),
+            draining=self._drained_by is not None,
         )
 
     # ── called by the thread that owns the engine ────────────────────────────────────────────────────────────────────
@@ -131,6 +151,7 @@ class RolloutWorker:
         now = self._seams.clock()
         self._hear(now)
         self._update(now)
+        self._hand_back(now)
         self._submit_leases(now)
         if not (self._deterministic and self._requests):
             self._evaluations.advance(now)
@@ -138,6 +159,9 @@ class RolloutWorker:
         self._judge()
         self._confirm()
         self._speak()
+        if self._drained_by is not None and self.idle and not self._pulses.expecting:
+            self._empty.set()
+        self._came_round = self._seams.clock()
         if not worked:
             self._evaluations.wait(IDLE_SECONDS)
 
@@ -157,6 +181,16 @@ class RolloutWorker:
             self._leases[lease.id] = held
             self._waiting.append(held)
 
+    def _hand_back(self, now: float) -> None:
+        """Of an actor that drains: what it has not begun at once, at its deadline all that is not in the buffer."""
+        if self._drained_by is None:
+            return
+        late = now >= self._drained_by
+        back = [id for id, held in self._leases.items() if held.group is None and (late or held.started is None)]
+        if back:
+            self._end(back)
+            self._pulses.hand_back(back)
+
     def _end(self, lease_ids: Sequence[int]) -> None:
         """Leases that are no longer ours: their work is forgotten wherever it stands."""
         ended = [self._leases.pop(id) for id in lease_ids if id in self._leases]
@@ -168,7 +202,9 @@ class RolloutWorker:
     def _update(self, now: float) -> None:
         if self._evaluations.running or (self._deterministic and self._requests):
             return
+        self._loading_since = now
         served = self._updates.load_if_due(now)
+        self._came_round, self._loading_since = self._seams.clock(), None
         if served is not None:
             self._note_update(served=served)
 
@@ -265,7 +301,9 @@ class RolloutWorker:
     def _speak(self) -> None:
         limit = self._settings.groups_in_flight
         in_flight = len(self._requests) + len(self._waiting)
-        room = 0 if self._draining else max(0, min(limit - in_flight, BACKLOG * limit - len(self._leases)))
+        room = max(0, min(limit - in_flight, BACKLOG * limit - len(self._leases)))
+        if self._drained_by is not None:
+            room = 0
         if self._pulses.send_if_due(
             self._seams.clock(), self._engine.version, room, tuple(self._leases), len(self._leases) - in_flight
         ):

@@ -30,12 +30,14 @@ from entrostat.protocol.messages import (
     WeightsManifest,
 )
 from entrostat.protocol.metrics import Exporter
+from entrostat.protocol.scaling import scale_gate
 from entrostat.protocol.settings import Stations
 from entrostat.protocol.stacks import stacks
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
+SCALE_SECONDS = 10.0  # for one request; the loop is never busy for so long
 
 
 class RemoteMethod(Protocol):
@@ -121,8 +123,17 @@ class ControllerActor:
             self._writer = Writer(stations.directory, self._branch, "the controller")
         log_to(stations.directory, "controller")
         desk = Desk(stations, levels, self._journal, time.monotonic, branch=self._branch, step=self._step, state=state)
+        loop = asyncio.get_running_loop()
+
+        def scale(actors: int) -> int:
+            return asyncio.run_coroutine_threadsafe(self.scale(actors), loop).result(SCALE_SECONDS)
+
         exporter = Exporter(
-            "controller", host=stations.metrics_host, port=stations.metrics_port, targets=lambda: self._targets
+            "controller",
+            host=stations.metrics_host,
+            port=stations.metrics_port,
+            targets=lambda: self._targets,
+            scale=scale_gate(stations, scale),
         )
         log.info(
             "the controller starts at version %s, its life %d in this branch, after %.2f s",
@@ -195,11 +206,14 @@ class ControllerActor:
         # What was to be forgotten when the process before died is known no more.
         buffer.retain.remote(self._running().desk.controller.held)
 
-    async def scale(self, actors: int) -> None:
-        """So many rollout actors are wanted from now on."""
+    async def scale(self, actors: int) -> int:
+        """So many rollout actors are wanted from now on; returns how many were until now."""
         log.info("%d rollout actors are wanted", actors)
-        self._running().desk.scale(actors)
+        desk = self._running().desk
+        before = desk.controller.wanted_actors
+        desk.scale(actors)
         self._happened()
+        return before
 
     async def view(self) -> UInt8:
         """The `ControllerView` of now."""
@@ -228,6 +242,10 @@ class ControllerActor:
         """What `/targets` answers: Prometheus' HTTP service-discovery form."""
         self._running()
         self._targets = targets
+
+    async def wanted_actors(self) -> int:
+        """How many rollout actors there should be."""
+        return self._running().desk.controller.wanted_actors
 
     async def endpoint(self) -> int:
         """The port of the metrics endpoint; also starts the clock."""

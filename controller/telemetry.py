@@ -34,6 +34,7 @@ class Telemetry:
         self._exporter.set(metrics.LEASES_RUNNING, counts.running)
         self._exporter.set(metrics.GROUPS_READY, counts.ready)
         self._exporter.set(metrics.ACTORS, controller.actors)
+        self._exporter.set(metrics.WANTED_ACTORS, controller.wanted_actors)
         self._counts, self._late, self._fenced = counts, controller.late_reports, controller.fenced_pulses
 
     def ordered(self, view: ControllerView) -> None:

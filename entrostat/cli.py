@@ -22,6 +22,7 @@ The same, other rate:  entrostat train deploy/runs/quickstart.toml --run runs/sl
 Go on after a stop:    entrostat train --resume runs/quickstart
 What a file would do:  entrostat explain deploy/runs/quickstart.toml
 For another policy:    entrostat calibrate deploy/runs/quickstart.toml
+More rollout actors:   entrostat scale runs/quickstart --actors 4
 """
 
 
@@ -115,6 +116,14 @@ def _parser() -> argparse.ArgumentParser:
     _set_option(explain)
     explain.set_defaults(command=_explain)
 
+    scale = commands.add_parser("scale", help="give a living run more rollout actors, or fewer")
+    scale.add_argument("run", type=Path, metavar="RUN")
+    scale.add_argument("--actors", type=int, required=True, metavar="N", help="how many there shall be")
+    scale.add_argument(
+        "--wait", type=_seconds, metavar="SECONDS", help="return when so many are up, or fail after so long"
+    )
+    scale.set_defaults(command=_scale)
+
     samples = commands.add_parser("samples", help="read what the policy wrote: prompt, response, verdict, entropy")
     samples.add_argument("run", type=Path, metavar="RUN")
     samples.add_argument("--step", type=int, metavar="N", help="of that optimizer step; default: the newest")
@@ -142,6 +151,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="look at this machine: what is right, what is wrong, what to do")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.0 <= seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of seconds from 0 on")
+    return seconds
 
 
 def _set_option(parser: argparse.ArgumentParser) -> None:
@@ -208,6 +224,12 @@ def _explain(chosen: argparse.Namespace) -> int:
 
     print(explain.explain(config.load(chosen.config, chosen.overrides, to_run=True)))
     return 0
+
+
+def _scale(chosen: argparse.Namespace) -> int:
+    from entrostat import scale
+
+    return scale.run(chosen.run, chosen.actors, wait=chosen.wait)
 
 
 def _samples(chosen: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from entrostat.learners import Learners
 from entrostat.looks import Lookout, standing
 from entrostat.placement import gpu_shares
 from entrostat.protocol import wire
-from entrostat.protocol.errors import Stalled, StationAway, StationLost
+from entrostat.protocol.errors import ResourceError, Stalled, StationAway, StationLost
 from entrostat.protocol.messages import (
     ActorView,
     ControllerView,
@@ -32,12 +32,13 @@ from entrostat.protocol.messages import (
 )
 from entrostat.protocol.settings import Stations
 from entrostat.recovery import Beginning
-from entrostat.slots import ANSWER_SECONDS, Slots
+from entrostat.slots import ANSWER_SECONDS, PLACE_SECONDS, Slot, Slots
 from entrostat.stall import Picture, Told
 
 log = logging.getLogger(__name__)
 
 START_SECONDS = 300.0
+WANTED_SECONDS = 0.5  # between two questions of how many actors there should be
 RESTART_SECONDS = 120.0  # until a station that Ray restarts answers again
 RETRY_SECONDS = 0.2
 STATION_RESTARTS = 20  # of the controller, and of the sample buffer
@@ -70,6 +71,7 @@ class Cluster:
         start: where learner and controller begin.
         address: of a Ray cluster; "local" starts one on this machine.
         stall_seconds: the longest any station may take over one answer.
+        say: tells people what they should know of the actors.
         beat: told again and again who is waited for.
     """
 
@@ -82,12 +84,15 @@ class Cluster:
         start: Beginning,
         address: str,
         stall_seconds: float,
+        say: Callable[[str], None] = log.warning,
         beat: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._stations = stations
         self._beat, self._lookout, self._silent = beat, Lookout(), set[str]()
         self._stall_seconds = stall_seconds
-        ray_calls.connect(address, cpus=stations.learner.ranks + stations.rollout.actors)
+        ray_calls.connect(address, cpus=stations.learner.ranks)
+        # A station waits more than it computes: on a machine of our own Ray's count keeps no actor from being placed.
+        self._actor_cpus = 0 if address == "local" else 1
         self._settings = ray_calls.share(wire.encode(stations))
         self._prompts = ray_calls.share(wire.encode(prompts))
         self._levels = [prompt.level for prompt in prompts.prompts[:training_prompts]]
@@ -108,7 +113,12 @@ class Cluster:
         self._controller_away = False  # it died, and does not know the newest weights' manifest yet
         self._returned = False  # a station that was away came back, with another port
         self._learner_starts = self._learner.start.remote()
-        self._slots = Slots(stations.rollout.actors, self._new_actor)
+        self._slots = Slots(
+            stations.rollout.actors, self._new_actor, rollout=stations.rollout, say=say, room=self._room
+        )
+        self._ports: dict[str, int] = {}  # of the metrics of those who are no actors
+        self._wanted: Any = None  # reference to how many actors there should be
+        self._wanted_at = 0.0
 
     def start(self) -> WeightsManifest:
         """Waits until every station is up and every actor serves the starting version."""
@@ -121,11 +131,13 @@ class Cluster:
             weights = wire.encode(again.manifest)
         self._answer(self._controller.publish.remote(weights), "the controller", ANSWER_SECONDS, watch=False)
         self._slots.weights = weights
-        for slot in self._slots.all:
+        for slot in self._placed():
             self._answer(slot.ready, slot.who, START_SECONDS, watch=False)
             slot.ready = None
             frame = self._answer(self._slots.start(slot), slot.who, START_SECONDS, watch=False)
             slot.view = wire.decode(frame, ActorView)
+        for name, station in (("controller", self._controller), ("learner", self._learner), ("buffer", self._buffer)):
+            self._ports[name] = self._answer(station.endpoint.remote(), f"the {name}", ANSWER_SECONDS, watch=False)
         self._register_targets()
         self._lookout.locate(self._handles())
         return wire.decode(weights, WeightsManifest)
@@ -138,7 +150,7 @@ class Cluster:
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """Begins an evaluation on the first actor that lives."""
         slot = self._slots.first_living
-        reference = slot.handle.evaluate.remote(wire.encode(request))
+        reference = slot.evaluation = slot.handle.evaluate.remote(wire.encode(request))
         return Evaluation(who=f"the evaluation on {slot.who}", reference=reference, began=time.monotonic())
 
     def evaluated(self, evaluation: Evaluation, seconds: float) -> EvaluationResult:
@@ -261,7 +273,7 @@ class Cluster:
         return self._slots.views
 
     def watch(self) -> None:
-        """Collects the actors' views and replaces those that died.
+        """Collects the actors' views, replaces those that died, and makes them as many as they should be.
 
         Raises:
             StationLost: the sample buffer died, or an actor did more often than accidents explain.
@@ -275,18 +287,19 @@ class Cluster:
                 log.warning("%s; its groups are sampled again", error)
                 self._returned = True
             self._buffer_lives = self._buffer.endpoint.remote()
-        came_up = self._slots.watch()
+        self._heed_scaling()
+        changed = self._slots.watch()
         self._lookout.hear(self._slots.views)
-        if came_up or self._returned:
+        if changed or self._returned:
             if self._returned:
+                self._returned = False
                 self._lookout.locate(self._handles())
-            self._returned = False
+                self._ask_ports()
             self._register_targets()
 
     def endpoints(self) -> tuple[str, int]:
-        """Where the controller serves `/targets` and `/healthz`."""
-        port = self._answer(self._controller.endpoint.remote(), "the controller", ANSWER_SECONDS, watch=False)
-        return self._stations.metrics_host, int(port)
+        """Where the controller serves `/targets`, `/healthz` and `/scale`, since `start`."""
+        return self._stations.metrics_host, self._ports["controller"]
 
     def finish(self) -> None:
         """The run came to its end: its journal says so."""
@@ -294,8 +307,10 @@ class Cluster:
 
     def close(self) -> None:
         """Stops every station. Never raises: it also runs after a failure, whose error matters more."""
-        stopped = {**{slot.who: slot.handle for slot in self._slots.all}, "the learner": self._learner}
-        ray_calls.stop([handle for name, handle in stopped.items() if name not in self._silent], STOP_SECONDS)
+        silent = [slot.handle for slot in self._slots.all if slot.who in self._silent]
+        stopped = [handle for handle in self._slots.handles if handle not in silent]
+        learner = [] if "the learner" in self._silent else [self._learner]
+        ray_calls.stop([*stopped, *learner], STOP_SECONDS)
 
     def _handles(self) -> dict[str, Any]:
         """Every station by what errors call it."""
@@ -303,25 +318,54 @@ class Cluster:
         return {"the controller": self._controller, "the sample buffer": self._buffer, **self._learners.all, **actors}
 
     def _new_actor(self, slot: int, incarnation: int) -> Any:
-        # The handlers of view and evaluate must answer while the loop's thread works.
-        return ray_calls.remote(RolloutActor, cpus=1, gpus=self._actor_gpus, max_concurrency=8).remote(
-            self._settings, self._prompts, slot, incarnation, self._controller, self._buffer
-        )
+        # The handlers of view, drain and evaluate must answer while the loop's thread works.
+        station = ray_calls.remote(RolloutActor, cpus=self._actor_cpus, gpus=self._actor_gpus, max_concurrency=8)
+        return station.remote(self._settings, self._prompts, slot, incarnation, self._controller, self._buffer)
+
+    def _room(self) -> str:
+        cpus, gpus = ray_calls.free()
+        asked = f"it asks for {self._actor_cpus} CPUs and {self._actor_gpus:g} GPUs"
+        return f"{asked}, and Ray has {cpus:g} CPUs and {gpus:g} GPUs free on all nodes together"
+
+    def _placed(self) -> list[Slot]:
+        """The slots whose actors Ray has found room for: all of them, or those in time if there are any."""
+        began = time.monotonic()
+        placed: list[Slot] = []
+        for slot in self._slots.all:
+            seconds = PLACE_SECONDS if placed else START_SECONDS
+            if ray_calls.done(slot.placed, began + seconds - time.monotonic()):
+                placed.append(slot)
+        if not placed:
+            raise ResourceError(f"Ray had no room for any rollout actor within {START_SECONDS:.0f} s: {self._room()}")
+        return placed
+
+    def _heed_scaling(self) -> None:
+        """Learns from the controller, without waiting, how many actors there should be."""
+        now = time.monotonic()
+        if self._wanted is None and now >= self._wanted_at:
+            self._wanted, self._wanted_at = self._controller.wanted_actors.remote(), now + WANTED_SECONDS
+        elif self._wanted is not None and ray_calls.done(self._wanted):
+            reference, self._wanted = self._wanted, None
+            try:
+                self._slots.resize(int(ray_calls.answer(reference, "the controller", ANSWER_SECONDS)))
+            except StationAway:
+                self._returned = True  # asked again when it is back
 
     def _register_targets(self) -> None:
-        ports = {"controller": self._controller, "learner": self._learner, "buffer": self._buffer}
-        ports |= {f"rollout-{slot.number}": slot.handle for slot in self._slots.all if slot.view is not None}
+        """Lists what can be scraped. Nobody is waited for: a learner in its step answers no question of ports."""
+        ports = [*self._ports.items(), *(("rollout", view.metrics_port) for view in self._slots.views)]
+        host, run = self._stations.metrics_host, self._stations.run
+        self._controller.set_targets.remote(
+            [{"targets": [f"{host}:{port}"], "labels": {"station": name, "run": run}} for name, port in ports]
+        )
+
+    def _ask_ports(self) -> None:
+        """Of those that Ray restarts; with the process the port changes."""
         try:
-            targets = [self._target(name, handle) for name, handle in ports.items()]
-            reference = self._controller.set_targets.remote(targets)
-            self._answer(reference, "the controller", ANSWER_SECONDS, watch=False)
+            for name, station in (("controller", self._controller), ("buffer", self._buffer)):
+                self._ports[name] = self._answer(station.endpoint.remote(), f"the {name}", ANSWER_SECONDS, watch=False)
         except StationAway:
             self._returned = True  # again when it is back
-
-    def _target(self, name: str, handle: Any) -> dict[str, Any]:
-        port = self._answer(handle.endpoint.remote(), name, ANSWER_SECONDS, watch=False)
-        labels = {"station": name.split("-")[0], "run": self._stations.run}
-        return {"targets": [f"{self._stations.metrics_host}:{port}"], "labels": labels}
 
     def _ask(self, call: str, *arguments: Any, seconds: float = ANSWER_SECONDS) -> Any:
         """The controller's answer; while Ray restarts it, it is asked again: it takes over from its journal.

@@ -276,10 +276,13 @@ def _learner(config: "RunConfig") -> Iterator[Problem]:
             yield Problem(place, f'{chosen} {what}, but device = "cpu" has none: use "shared_memory"')
         if isinstance(config.rollout.engine, SimulatedSettings):
             yield Problem(place, f'{chosen} needs a real engine; the simulated one reads "shared_memory"')
-    if learner.transport == "nccl" and config.rollout.actors > 1:
+    rollout = config.rollout
+    if rollout.actors > rollout.max_actors:
+        yield Problem(("rollout", "max_actors"), f"= {rollout.max_actors} is less than actors = {rollout.actors}")
+    if learner.transport == "nccl" and rollout.actors > 1:
         yield Problem(
             ("rollout", "actors"),
-            f'= {config.rollout.actors}, but [learner] transport = "nccl" sends to the GPUs of one actor: lower it and '
+            f'= {rollout.actors}, but [learner] transport = "nccl" sends to the GPUs of one actor: lower it and '
             'raise [rollout.engine] tensor_parallel, or use "shared_memory"',
         )
     yield from _one_gpu(config)

@@ -1,6 +1,6 @@
 """The run directory: made whole or not at all, used by one process at a time.
 
-runs/NAME/  config.toml (effective) · run.json (endpoints of a living run) · metrics.jsonl · summary.json
+runs/NAME/  config.toml (effective) · run.json, token (endpoints of a living run) · metrics.jsonl · summary.json
             checkpoints/step-N/ · journal/groups/ (where they are recorded) · samples/step-N.jsonl · report/
             stall.txt (where it stalled: who waited for whom)
             lock (of the driver) · branch and writers (which life it is in, and who may write: protocol/lives.py)
@@ -9,6 +9,7 @@ runs/NAME/  config.toml (effective) · run.json (endpoints of a living run) · m
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -21,6 +22,9 @@ import msgspec
 from entrostat.learner.recorded import FOLDER
 from entrostat.protocol import lives
 from entrostat.protocol.errors import RunDirectoryError, StationLost
+from entrostat.protocol.scaling import FILE, VARIABLE
+
+TOKEN_BYTES = 32
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +34,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     started_unix: float
     targets: str  # the controller's listing in Prometheus' HTTP service-discovery form
     health: str
+    scale: str  # where another number of rollout actors is asked for …
+    token: str  # … with what this file holds; "" where the environment's ENTROSTAT_TOKEN is it
 
 
 class RunDirectory:
@@ -84,6 +90,16 @@ class RunDirectory:
         """What people look at."""
         return self.path / "report"
 
+    def make_token(self) -> str:
+        """A fresh token that only the owner can read, unless the environment has one; its path, or ""."""
+        path = self.path / FILE
+        path.unlink(missing_ok=True)
+        if os.environ.get(VARIABLE, "").strip():
+            return ""
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(secrets.token_urlsafe(TOKEN_BYTES))
+        return str(path)
+
     def write_info(self, info: RunInfo) -> None:
         """Says where the living run can be asked."""
         write_atomically(self.path / "run.json", msgspec.json.format(msgspec.json.encode(info)))
@@ -122,6 +138,7 @@ class RunDirectory:
         with contextlib.suppress(StationLost, RunDirectoryError):  # then it is another's
             self.check()
             (self.path / "run.json").unlink(missing_ok=True)
+            (self.path / FILE).unlink(missing_ok=True)
         self._let_in()
         self._lock.close()
 

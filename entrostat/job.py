@@ -243,6 +243,7 @@ def _live(
             closing.callback(sink.close)
         screen = open_screen(config.run.steps, config.run.name)
         closing.callback(screen.close)
+        token = directory.make_token()
         heart = Heart(directory.path / "stall.txt", config.run.stall_seconds, config.rollout.lease_seconds)
         closing.callback(heart.close)
         cluster = Cluster(
@@ -252,6 +253,7 @@ def _live(
             start=start,
             address=address,
             stall_seconds=config.run.stall_seconds,
+            say=screen.say,
             beat=heart.beat,
         )
         heart.told = cluster.told
@@ -266,6 +268,7 @@ def _live(
             evaluation_prompts=prompts.prompts[training:],
             trained_levels=frozenset(prompt.level for prompt in prompts.prompts[:training]),
             start=start,
+            token=token,
             began=began,
             restarts=restarts,
         )

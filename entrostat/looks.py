@@ -34,6 +34,8 @@ class Lookout:
             look = self._answered(name, self._asked.pop(name), now)
             if look.process:
                 self.places[name] = (look.host, look.process)
+        for gone in self._told.keys() - {view.slot for view in views}:
+            del self._told[gone]
         for view in views:
             known = self._told.get(view.slot)
             if known is None or known[0] is not view:

@@ -31,6 +31,17 @@ def connect(address: str, cpus: int) -> None:
     ray.init(address=address, **options)
 
 
+def free() -> tuple[float, float]:
+    """How many CPUs and GPUs of the cluster nobody holds, by Ray's count."""
+    found = ray.available_resources()
+    return float(found.get("CPU", 0.0)), float(found.get("GPU", 0.0))
+
+
+def kill(station: Any) -> None:
+    """Ends an actor at once, or its wait for a place; returns before it is dead."""
+    ray.kill(station, no_restart=True)
+
+
 def gpus() -> float:
     """How many the cluster has."""
     return float(ray.cluster_resources().get("GPU", 0.0))

@@ -153,7 +153,7 @@ def metrics_row(
         leases_stale=view.leases.stale,
         leases_filtered=view.leases.filtered,
         law_frozen=view.frozen_updates,
-        actors=view.actors,
+        actors=len(actors) if actors else view.actors,  # none are at hand for a step that was trained again
         memory_gib=memory_gib,
         difficulty=view.difficulty,
         law_entropy_nats=_or_none(view.measured_entropy),

@@ -50,6 +50,7 @@ class Run:
         evaluation_prompts: the fixed unseen prompts.
         trained_levels: levels of the training prompts; the scores are made of these.
         start: where the run begins.
+        token: file of what whoever scales the run has to know.
         began: when the command was given, Unix time.
         restarts: how often it went on by itself after a station was lost.
     """
@@ -65,6 +66,7 @@ class Run:
         evaluation_prompts: tuple[Prompt, ...],
         trained_levels: frozenset[str],
         start: Beginning,
+        token: str,
         began: float,
         restarts: int = 0,
     ) -> None:
@@ -78,6 +80,8 @@ class Run:
         self._version = start.version
         self._again = start.again
         self._began = began
+        self._token = token
+        self._endpoints = ("", 0)  # as run.json names them
         self._restarts = restarts
         self._interrupt = Interrupt(screen.say)
         self._since = self._last_step_ended = time.monotonic()  # the last step, or whatever moved last
@@ -128,21 +132,29 @@ class Run:
         self._cluster.start()
         frozen = self._cluster.controller_view().frozen_updates
         self._alarms = Alarms(self._directory.path, self._config.verifier.alarm_share, frozen)
-        host, port = self._cluster.endpoints()
-        self._directory.write_info(
-            RunInfo(
-                process=psutil.Process().pid,
-                started_unix=self._began,
-                targets=f"http://{host}:{port}/targets",
-                health=f"http://{host}:{port}/healthz",
-            )
-        )
+        self._tell_endpoints()
         self._write_missing_rows()
         self._stop_if_asked()
         if self._version.step == 0 and not self._evaluated(0):
             # It shares the engine with the first samples; that actor keeps these weights until it has ended.
             self._begin_evaluation()
         self._last_step_ended = self._since = time.monotonic()
+
+    def _tell_endpoints(self) -> None:
+        """Where the run can be asked; a controller that Ray restarted may have another port."""
+        if self._cluster.endpoints() == self._endpoints:
+            return
+        self._endpoints = host, port = self._cluster.endpoints()
+        self._directory.write_info(
+            RunInfo(
+                process=psutil.Process().pid,
+                started_unix=self._began,
+                targets=f"http://{host}:{port}/targets",
+                health=f"http://{host}:{port}/healthz",
+                scale=f"http://{host}:{port}/scale",
+                token=self._token,
+            )
+        )
 
     def _write_missing_rows(self) -> None:
         """A kill may come between a step and its row: what was trained again gets those that are not there."""
@@ -192,6 +204,7 @@ class Run:
             self._memory_gib = memory_gib()
         samples = len(order.groups) * self._config.rollout.samples_per_prompt
         actors = self._cluster.actor_views()
+        self._tell_endpoints()
         row = metrics_row(
             outcome.report,
             view,
@@ -278,7 +291,7 @@ class Run:
             raise Stalled(
                 f"no optimizer step for {waited:.0f} s (run.stall_seconds = {self._config.run.stall_seconds:.0f}): "
                 f"the learner waits for groups, {leases.ready} of {needed} are ready, {leases.running} leases run, "
-                f"{leases.expired} expired, {view.actors} of {self._config.rollout.actors} actors were heard from; "
+                f"{leases.expired} expired, {view.actors} of {view.wanted_actors} actors were heard from; "
                 f"their logs are in {self._directory.path}/logs"
             )
 

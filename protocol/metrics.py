@@ -5,10 +5,8 @@ Base units, ratios 0–1, small known label sets, seeded to 0 where the labels a
 """
 
 import json
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from typing import Any, Literal
 
@@ -16,8 +14,9 @@ import msgspec
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from entrostat.protocol.errors import ResourceError
+from entrostat.protocol.endpoint import Endpoint, Page
 from entrostat.protocol.messages import STATUSES, PhaseSeconds, Waits
+from entrostat.protocol.scaling import REFUSED, ScaleGate
 
 # A counter's `_created` series are noise in every query.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves this one untyped
@@ -130,6 +129,14 @@ STEP_AGE = _row(
 STALL_LIMIT = _row(
     "controller", "gauge", "stall_limit_seconds", "After so long without progress the run ends: run.stall_seconds."
 )
+WANTED_ACTORS = _row("controller", "gauge", "wanted_actors", "Rollout actors that there should be.")
+HTTP_REFUSED = _row(
+    "controller",
+    "counter",
+    "http_refused_total",
+    "Requests for a change that were refused, by reason.",
+    labels=(("reason", REFUSED),),
+)
 
 # ── learner ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 STEPS = _row("learner", "counter", "learner_steps_total", "Optimizer steps.")
@@ -169,7 +176,7 @@ TABLE: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if
 
 
 class Exporter:
-    """A process's metrics and their endpoint: `/metrics`, `/healthz` and, for the controller, `/targets`.
+    """A process's metrics and their endpoint: `/metrics`, `/healthz` and, for the controller, `/targets` and `/scale`.
 
     Args:
         station: whose rows of the table to register.
@@ -177,6 +184,7 @@ class Exporter:
         port: 0 picks a free one, see `port`.
         labels: constant labels of this process, such as its slot.
         targets: for `/targets`, the scrape groups in Prometheus' HTTP service-discovery form.
+        scale: for `POST /scale`.
 
     Raises:
         ResourceError: the port is taken.
@@ -190,22 +198,16 @@ class Exporter:
         port: int = 0,
         labels: dict[str, str] | None = None,
         targets: Callable[[], list[dict[str, Any]]] | None = None,
+        scale: ScaleGate | None = None,
     ) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
         self._labels = labels or {}
         self._metrics = {row.name: self._register(row) for row in TABLE if row.station == station}
         self._alive = time.monotonic()
         self._targets = targets
-        try:
-            self._server = ThreadingHTTPServer((host, port), self._handler())
-        except OSError as error:
-            raise ResourceError(
-                f"the metrics endpoint can't listen on {host}:{port} ({error.strerror}): "
-                "stop what uses the port, or set monitor.port to 0 to pick a free one"
-            ) from error
-        self._server.daemon_threads = True
-        self.port: int = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+        self._gate = scale
+        self._endpoint = Endpoint(host, port, self._get, self._post)
+        self.port = self._endpoint.port
 
     def add(self, metric: Metric, amount: float = 1.0, **labels: str) -> None:
         """Counts `amount` up."""
@@ -221,8 +223,7 @@ class Exporter:
 
     def close(self) -> None:
         """Frees the port."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._endpoint.close()
 
     def _register(self, row: Metric) -> Counter | Gauge | Histogram:
         names = (*self._labels, *(name for name, _ in row.labels))
@@ -242,30 +243,20 @@ class Exporter:
         found = self._metrics[metric.name]
         return found.labels(**self._labels, **labels) if self._labels or labels else found
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        exporter = self
+    def _get(self, path: str) -> Page:
+        if path == "/metrics":
+            return Page(200, prometheus_client.CONTENT_TYPE_LATEST, generate_latest(self.registry))
+        if path == "/healthz":
+            return Page(200, "text/plain", b"ok\n")
+        if path == "/targets" and self._targets is not None:
+            return Page(200, "application/json", json.dumps(self._targets()).encode())
+        return Page(404, "text/plain", b"there is /metrics and /healthz here\n")
 
-        class Handler(BaseHTTPRequestHandler):
-            timeout = 10.0
-
-            def do_GET(self) -> None:
-                if self.path == "/metrics":
-                    self._answer(200, prometheus_client.CONTENT_TYPE_LATEST, generate_latest(exporter.registry))
-                elif self.path == "/healthz":
-                    self._answer(200, "text/plain", b"ok\n")
-                elif self.path == "/targets" and exporter._targets is not None:
-                    self._answer(200, "application/json", json.dumps(exporter._targets()).encode())
-                else:
-                    self._answer(404, "text/plain", b"there is /metrics and /healthz here\n")
-
-            def _answer(self, code: int, content_type: str, body: bytes) -> None:
-                self.send_response(code)
-                self.send_header("Content-Type", content_type)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """A scrape every few seconds is no news."""
-
-        return Handler
+    def _post(self, path: str, authorization: str | None, body: bytes | None) -> Page:
+        if path != "/scale" or self._gate is None:
+            return Page(404, "text/plain", b"nothing can be changed here\n")
+        # A body that was not read is judged as an empty one: who has no token learns nothing of it.
+        answer = self._gate.answer(authorization, body or b"")
+        if answer.refused is not None:
+            self.add(HTTP_REFUSED, reason=answer.refused)
+        return Page(answer.code, "application/json" if answer.refused is None else "text/plain", answer.body)

@@ -117,6 +117,8 @@ class RolloutSettings(Settings, frozen=True, kw_only=True):
 
     engine: EngineSettings = VllmSettings()
     actors: Count = 1
+    max_actors: Count = 1024  # that `entrostat scale` may ask for
+    drain_seconds: Seconds = 30.0  # an actor that is to go finishes what it began; then it hands back what is left
     samples_per_prompt: Annotated[int, Meta(ge=2)] = 8
     max_response_tokens: Count = 1024
     temperature: Temperature = 1.0

@@ -1,16 +1,19 @@
 """The real engine on the CPU, with a policy of random weights: what it draws, and which weights it lets in."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 from transformers import Qwen3ForCausalLM
 
 from entrostat.actors.engine import VllmEngine
-from entrostat.protocol.errors import TaskError, WeightsRefused
+from entrostat.protocol.errors import StationLost, TaskError, WeightsRefused
 from entrostat.protocol.messages import FINISHED_LENGTH, PolicyVersion, SharedFile
 from entrostat.protocol.settings import ModelSettings, VllmSettings
 from tests.engine_policy import CONTEXT, LONG_PROMPT, PROBE, TOLERANCE_NATS, Policy, finish, request
@@ -228,6 +231,35 @@ def test_a_core_in_a_process_of_its_own_keeps_the_same_promises(tmp_path: Path) 
         with pytest.raises(WeightsRefused, match=r"lm_head\.weight"):
             engine.load(policy.publish(without="lm_head.weight"))
         assert engine.version == PolicyVersion(branch=0, step=1)
+    finally:
+        engine.close()
+        policy.publisher.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("meanwhile", ["it draws", "it loads"])
+def test_a_core_that_is_killed_in_its_own_process_ends_in_an_error_with_its_name(
+    tmp_path: Path, meanwhile: str
+) -> None:
+    before = psutil.Process().children(recursive=True)
+    policy = Policy(tmp_path)
+    engine = VllmEngine(ModelSettings(path=str(policy.path)), VllmSettings(max_sequences=64, own_process=True))
+    try:
+        engine.load(policy.publish())
+        engine.submit(request("a", samples=32))
+        engine.step()
+        policy.learn()
+        manifest = policy.publish()
+        for process in psutil.Process().children(recursive=True):
+            if process not in before and "EngineCore" in process.name():
+                process.kill()
+        work: Callable[[], object] = (
+            partial(engine.load, manifest) if meanwhile == "it loads" else partial(finish, engine)
+        )
+        began = time.monotonic()
+        with pytest.raises(StationLost, match="engine core, a process of its own"):
+            work()
+        assert time.monotonic() - began < 20.0
     finally:
         engine.close()
         policy.publisher.close()

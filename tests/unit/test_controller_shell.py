@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from tests.made_messages import group_of, manifest, run_of, step_of, version
 
 START = version(0)
 FIXED = FixedLaw()
+TOKEN = "known to the run's owner"
 Made = Callable[..., Awaitable[ControllerActor]]
 
 
@@ -58,6 +60,7 @@ def made(tmp_path: Path, logs: None) -> Iterator[Made]:
 
     async def make(buffer: Discards | None = None, *, lease_seconds: float = 60.0) -> ControllerActor:
         settings = run_frame(tmp_path, lease_seconds=lease_seconds)
+        (tmp_path / "token").write_text(TOKEN)
         actors.append(ControllerActor(settings))
         await actors[-1].start(["easy"] * 10, buffer or Discards())
         return actors[-1]
@@ -254,6 +257,31 @@ def test_leases_that_end_untrained_are_in_the_log(made: Made, tmp_path: Path) ->
         assert len(told) == 1
         prompts = [lease.prompt_id for lease in leases]
         assert told[0].endswith(f"2 leases ended as expired; their prompts are leased again: {prompts}")
+
+    asyncio.run(play())
+
+
+def test_a_request_to_scale_is_taken_in_by_the_loop_that_serves_the_calls(made: Made) -> None:
+    def ask(port: int, token: str) -> bytes:
+        url, headers = f"http://127.0.0.1:{port}/scale", {"Authorization": f"Bearer {token}"}
+        request = urllib.request.Request(url, data=b'{"actors": 4}', headers=headers)
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            content: bytes = answer.read()
+        return content
+
+    async def play() -> None:
+        actor = await made()
+        port = await actor.endpoint()
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            await asyncio.to_thread(ask, port, "guessed")
+        assert await actor.wanted_actors() == 1
+        assert await asyncio.to_thread(ask, port, TOKEN) == b'{"before":1,"actors":4}'
+        assert await actor.wanted_actors() == 4
+        assert wire.decode(await actor.view(), ControllerView).wanted_actors == 4
+        scraped = read(port, "/metrics")
+        assert "entrostat_wanted_actors 4.0" in scraped
+        assert 'entrostat_http_refused_total{reason="wrong_token"} 1.0' in scraped
+        assert TOKEN not in scraped + read(port, "/targets")
 
     asyncio.run(play())
 

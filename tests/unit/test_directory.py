@@ -64,10 +64,27 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_a_closed_run_names_no_endpoint(tmp_path: Path) -> None:
     made = directories.create(tmp_path / "a", "", keep_earlier=False)
-    made.write_info(directories.RunInfo(process=1, started_unix=0.0, targets="t", health="h"))
+    token = made.make_token()
+    made.write_info(directories.RunInfo(process=1, started_unix=0.0, targets="t", health="h", scale="s", token=token))
     assert (made.path / "run.json").exists()
+    assert Path(token).exists()
     made.close()
     assert not (made.path / "run.json").exists()
+    assert not Path(token).exists()
+
+
+def test_a_token_is_for_its_owner_alone_and_new_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ENTROSTAT_TOKEN", raising=False)
+    made = directories.create(tmp_path / "a", "", keep_earlier=False)
+    first = Path(made.make_token())
+    content = first.read_text()
+    assert first.stat().st_mode & 0o777 == 0o600
+    assert len(content) >= 40
+    assert Path(made.make_token()).read_text() != content
+    monkeypatch.setenv("ENTROSTAT_TOKEN", "known elsewhere")
+    assert made.make_token() == ""
+    assert not first.exists()
+    made.close()
 
 
 def test_a_configuration_is_written_in_utf_8_whatever_the_locale(tmp_path: Path) -> None:

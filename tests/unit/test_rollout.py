@@ -3,9 +3,9 @@
 import pytest
 
 from entrostat.actors import updates
-from entrostat.actors.rollout import LeaseTicket
-from entrostat.protocol.errors import WeightsRefused
-from entrostat.protocol.messages import Lease, Verdict
+from entrostat.actors.rollout import LOAD_SECONDS, LeaseTicket
+from entrostat.protocol.errors import StationLost, WeightsRefused
+from entrostat.protocol.messages import Lease, Verdict, WeightsManifest
 from tests.fake_stations import SAMPLES, FakeEngine, World, lease
 from tests.made_messages import manifest, version
 
@@ -195,13 +195,125 @@ def test_a_first_version_that_is_refused_is_an_error() -> None:
 def test_a_draining_actor_finishes_what_it_has_and_asks_for_nothing() -> None:
     world = World()
     world.granted(lease(1))
-    world.worker.drain()
+    world.worker.drain(30.0)
     world.controller.answer()
     world.turn(3, seconds=1.0)
     assert world.controller.pulses[-1].room == 0
-    assert not world.worker.idle
+    assert not world.worker.drained(0.0)
     world.engine.finish("lease-1")
     for _ in range(3):
         world.controller.answer()
         world.turn(2, seconds=1.0)
-    assert world.worker.idle
+    assert world.worker.drained(0.0)
+    assert not any(pulse.returned for pulse in world.controller.pulses)
+    assert 1 in world.buffer.groups
+
+
+def test_a_draining_actor_hands_back_at_once_what_it_has_not_begun() -> None:
+    world = World()
+    world.granted(lease(1), lease(2, step=9))
+    world.worker.drain(30.0)
+    world.controller.answer()
+    world.turn(2)
+    pulse = world.controller.pulses[-1]
+    assert (pulse.returned, set(pulse.running), pulse.room) == ((2,), {1, 2}, 0)
+    assert world.engine.aborted == []
+
+
+def test_a_draining_actor_hands_back_what_it_could_not_end_in_time() -> None:
+    world = World()
+    world.granted(lease(1), lease(2))
+    world.worker.drain(5.0)
+    world.controller.answer()
+    world.turn(3, seconds=1.0)
+    assert world.controller.pulses[-1].returned == ()
+    world.controller.answer()
+    world.turn(3, seconds=5.0)
+    assert set(world.controller.pulses[-1].returned) == {1, 2}
+    assert set(world.engine.aborted) == {"lease-1", "lease-2"}
+    assert not world.worker.drained(0.0)
+    world.controller.answer(ended=(1, 2))
+    world.turn(2)
+    assert world.worker.drained(0.0)
+    world.turn(3, seconds=5.0)
+    assert world.controller.pulses[-1].returned == ()
+
+
+def test_leases_handed_back_are_named_again_when_the_pulse_is_lost() -> None:
+    world = World()
+    world.granted(lease(1, step=9))
+    world.worker.drain(30.0)
+    while not world.controller.pulses[-1].returned:
+        if world.controller.waiting:
+            world.controller.answer()
+        world.turn(seconds=1.0)
+    assert world.controller.waiting
+    world.controller.reply = StationLost("it is gone")
+    world.turn(3, seconds=1.0)
+    for _ in range(3):
+        world.controller.answer(ended=(1,))
+        world.turn(2, seconds=1.0)
+    named = [pulse.returned for pulse in world.controller.pulses if pulse.returned]
+    assert named == [(1,), (1,)]
+
+
+def test_a_lease_handed_back_while_a_pulse_is_under_way_is_named_in_the_next() -> None:
+    world = World()
+    world.granted(lease(1), lease(2, step=9))
+    world.worker.drain(5.0)
+    while not world.controller.pulses[-1].returned:
+        if world.controller.waiting:
+            world.controller.answer()
+        world.turn(seconds=0.5)
+    assert world.controller.waiting
+    world.turn(seconds=6.0)  # lease 1 is handed back now
+    world.controller.answer(ended=(2,))
+    world.turn(2)
+    assert [pulse.returned for pulse in world.controller.pulses[-2:]] == [(2,), (1,)]
+
+
+def test_a_lease_that_comes_after_the_order_to_drain_is_handed_back_before_it_is_empty() -> None:
+    world = World()
+    world.turn(2, seconds=1.0)
+    assert world.controller.pulses[-1].room > 0
+    world.worker.drain(30.0)
+    world.turn()
+    assert not world.worker.drained(0.0)  # the pulse under way asks for leases
+    world.controller.answer(lease(3))
+    world.turn(2)
+    assert world.controller.pulses[-1].returned == (3,)
+    assert not world.worker.drained(0.0)
+    world.controller.answer(ended=(3,))
+    world.turn(2)
+    assert world.worker.drained(0.0)
+    assert world.engine.order == []
+
+
+def test_the_loops_age_is_that_of_its_last_turn() -> None:
+    world = World()
+    world.turn()
+    world.now += 7.0
+    view = world.worker.view(engine_seconds=1.0, metrics_port=1, host="here", process=5)
+    assert (view.turn_seconds, view.host, view.process) == (7.0, "here", 5)
+    assert (view.held, view.draining) == (0, False)
+    world.worker.drain(1.0)
+    assert world.worker.view(engine_seconds=1.0, metrics_port=1).draining
+
+
+def test_loading_weights_is_no_hang_until_its_own_time_is_over() -> None:
+    class SlowEngine(FakeEngine):
+        ages: list[float]
+
+        def load(self, manifest: WeightsManifest) -> None:
+            super().load(manifest)
+            if len(self.loaded) > 1:
+                self.ages = []
+                for _ in range(2):
+                    world.now += LOAD_SECONDS
+                    self.ages.append(world.worker.turn_seconds)
+
+    engine = SlowEngine()
+    world = World(engine=engine)
+    world.granted(manifest=manifest(1))
+    assert engine.ages == [0.0, LOAD_SECONDS]
+    assert world.worker.turn_seconds == 0.0
