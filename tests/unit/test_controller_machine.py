@@ -120,7 +120,7 @@ class Machine(RuleBasedStateMachine):
         for lease in reply.leases:
             assert lease.version.step >= self.controller.version.step - self.staleness
             self.untrained[lease.prompt_id] = lease.id
-        if reply.leases:
+        if reply.leases and not self.deterministic:
             # Whoever got leases can have none that an order later than `max_staleness` versions on would consume.
             counts, book = self.controller.counts, self.controller.state().book
             waiting = len(book.sieve.waiting)
