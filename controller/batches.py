@@ -1,7 +1,6 @@
 """Which ready groups make the next batch."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from heapq import nsmallest
+from collections.abc import Iterable, Mapping
 
 from entrostat.protocol.messages import GroupReport
 
@@ -22,11 +21,7 @@ def choose(ready: Iterable[GroupReport], batch: int) -> tuple[GroupReport, ...]:
 
 
 def worth_waiting(
-    chosen: Sequence[GroupReport],
-    ready: Iterable[int],
-    running: Mapping[int, float],
-    at: float,
-    typical_seconds: float,
+    ready: Iterable[int], running: Mapping[int, float], batch: int, *, at: float, typical_seconds: float
 ) -> bool:
     """Whether one of the oldest leases is under way that should come along instead of a newer group.
 
@@ -35,15 +30,12 @@ def worth_waiting(
     twice as long as is typical: its actor may be dead, or its responses of the longest.
 
     Args:
-        chosen: the batch as it could be now.
         ready: leases of all groups that are ready.
         running: leases under way, and when each was granted, seconds.
+        batch: how many groups make one.
         at: seconds, now.
         typical_seconds: from a grant to its report.
     """
-    newest = max(report.lease_id for report in chosen)
-    patience = PATIENCE * typical_seconds
-    waited_for = [lease for lease, granted in running.items() if lease < newest and at - granted < patience]
-    if not waited_for:
-        return False
-    return min(waited_for) in nsmallest(len(chosen), (*ready, *running))
+    granted_since = at - PATIENCE * typical_seconds
+    oldest = sorted((*ready, *running))[:batch]
+    return any(running[lease] > granted_since for lease in oldest if lease in running)

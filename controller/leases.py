@@ -255,8 +255,9 @@ class LeaseBook:
         if len(self._ready) < self._rules.batch:
             return ()
         running = {running.lease.id: running.granted for running in self._running.all()}
-        chosen = choose(self._ready.values(), self._rules.batch)
-        return () if worth_waiting(chosen, self._ready, running, at, self._typical_seconds) else chosen
+        if worth_waiting(self._ready, running, self._rules.batch, at=at, typical_seconds=self._typical_seconds):
+            return ()
+        return choose(self._ready.values(), self._rules.batch)
 
     def _fixed_batch(self, places: FixedPlaces, step: int) -> tuple[GroupReport, ...]:
         ready = {self._places[lease]: report for lease, report in self._ready.items()}

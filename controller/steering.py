@@ -25,11 +25,15 @@ class Steering:
         self.law: LawState = initial_state(settings.law, momentum=momentum)
         self.mix = AnchorMix()
         self._measured = math.nan
+        self._read_of = self.law
+        self._reading = read(settings.law, self.law)
 
     @property
     def reading(self) -> Reading:
         """What the law says now."""
-        return read(self._settings.law, self.law)
+        if self._read_of is not self.law:  # asked for at every event, and changed once an order
+            self._read_of, self._reading = self.law, read(self._settings.law, self.law)
+        return self._reading
 
     @property
     def measured_entropy(self) -> float:
