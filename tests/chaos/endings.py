@@ -7,9 +7,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.chaos.faults import begun, hit_of_resume, killed, resumed, told
+from tests.chaos.faults import begun, resumed, told
 from tests.chaos.living import LEARNER, Living, send
-from tests.chaos.outcome import Outcome, median_step
+from tests.chaos.outcome import Outcome
 from tests.chaos.proof import replay
 
 DISK_MIB = 64
@@ -115,6 +115,3 @@ def damaged_journal(folder: Path, steps: int) -> Outcome:
         step_seconds=outcome.step_seconds,
         found={},
     )
-
-
-__all__ = ["damaged_checkpoint", "damaged_journal", "disk_full", "hit_of_resume", "killed", "learner_hangs", "median_step"]

@@ -22,8 +22,9 @@ from tests.chaos.living import (
     locks_in_shared_memory,
     send,
     suspended,
+    tear,
 )
-from tests.chaos.outcome import Hit, Outcome, hit, median_step
+from tests.chaos.outcome import Outcome, hit, median_step
 from tests.chaos.proof import prove, replay
 
 CONFIG = str(ROOT / "deploy/runs/quickstart.toml")
@@ -89,6 +90,11 @@ def incarnations(living: Living, count: int) -> Callable[[], bool]:
     """Whether so many lives of rollout actors have begun to serve."""
     logs = living.run / "logs"
     return lambda: sum(log.read_text().count(" serves version ") for log in logs.glob("rollout-*.log")) >= count
+
+
+def begun_branch(living: Living, number: int) -> Callable[[], bool]:
+    """Whether a step of that branch is made."""
+    return lambda: any(row.branch == number for row in living.rows)
 
 
 def actor_generates(folder: Path, actors: int, steps: int) -> Outcome:
@@ -195,9 +201,7 @@ def torn_journal(folder: Path, steps: int) -> Outcome:
         victim, last = living.stations(CONTROLLER)[0], living.step
         with suspended(victim):
             segment = max((living.run / "journal").glob("*.journal"), key=lambda path: path.stat().st_mtime)
-            content = segment.read_bytes()
-            with segment.open("ab") as file:
-                file.write(content[: len(content) // 2][:1000])  # a frame's beginning
+            tear(segment)
             at = send(victim)
         replaced(living, CONTROLLER, victim)
         outcome = told(living, [(at, last)], steps)
@@ -232,11 +236,8 @@ def learner_dies_and_may(folder: Path, steps: int) -> Outcome:
     with begun(folder, "run.restarts=3", steps=steps) as living:
         signals: list[Signal] = []
         for number in range(3):
-            living.wait(
-                lambda number=number: any(row.branch == number for row in living.rows)  # type: ignore[misc]
-                and living.step % 10 >= 5,
-                "steps after the last restart",
-            )
+            living.wait(begun_branch(living, number), "a step after the last restart")
+            living.wait(lambda: living.step % 10 >= 5, "steps after a checkpoint")
             signals.append(killed(living, living.stations(LEARNER)[0]))
         return told(living, signals, steps)
 
@@ -247,7 +248,7 @@ def everything_dies(folder: Path, steps: int, *settings: str, times: int = 3, se
     living = begun(folder, *settings, steps=steps)
     for number in range(times):
         with living:
-            living.wait(lambda number=number: bool(living.rows) and living.rows[-1].branch == number, "a step")  # type: ignore[misc]
+            living.wait(begun_branch(living, number), "a step")
             time.sleep(draw.uniform(1.0, 8.0))
             last = living.step
             living.kill()
@@ -288,8 +289,3 @@ def everything_dies_recorded(folder: Path, steps: int) -> Outcome:
 def final_weights(run: Path, steps: int) -> bytes:
     """Of the policy in the last checkpoint."""
     return (run / f"checkpoints/step-{steps}/policy/model.safetensors").read_bytes()
-
-
-def hit_of_resume(living: Living, last: int) -> Hit:
-    """What a resumed run shows of its own start."""
-    return hit(living.rows, living.began, last)

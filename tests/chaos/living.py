@@ -14,16 +14,22 @@ from types import TracebackType
 
 import psutil
 
+from entrostat.protocol import wire
 from entrostat.rows import MetricsRow, read_metrics
 
 START_SECONDS = 240.0
 POLL_SECONDS = 0.05
 TITLE_LETTERS = 15  # of a process's title, which the kernel cuts
-SILENT = re.compile(r"step \d+/|saving step|starting vLLM|evaluat")
+SILENT = re.compile(r"\x1b|\s|$|step \d+/|saving step|starting vLLM|evaluat")
 SUMMARY = re.compile(r"\d+ optimizer steps in ")
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 
-ACTOR, CONTROLLER, BUFFER, LEARNER = "ray::RolloutActor", "ray::ControllerActor", "ray::BufferActor", "ray::LearnerActor"
+ACTOR, CONTROLLER, BUFFER, LEARNER = (
+    "ray::RolloutActor",
+    "ray::ControllerActor",
+    "ray::BufferActor",
+    "ray::LearnerActor",
+)
 ENGINE = "VLLM::EngineCore"
 
 
@@ -74,12 +80,16 @@ class Living:
         """The last one with a row; 0 before the first."""
         return max((row.step for row in self.rows), default=0)
 
-    @property
-    def below(self) -> list[psutil.Process]:
-        """Every process below the driver."""
+    def see(self) -> None:
+        """Remembers every process below the driver."""
         with contextlib.suppress(psutil.NoSuchProcess):
             for one in psutil.Process(self.process.pid).children(recursive=True):
                 self._seen[one.pid] = one
+
+    @property
+    def below(self) -> list[psutil.Process]:
+        """Every process that was seen below the driver, and lives."""
+        self.see()
         return [one for one in self._seen.values() if one.is_running()]
 
     @property
@@ -124,7 +134,7 @@ class Living:
 
     def end(self, seconds: float = START_SECONDS) -> int:
         """Waits for its end; the exit code."""
-        self.below  # whoever lives now must be gone afterwards
+        self.see()  # whoever lives now must be gone afterwards
         return self.process.wait(seconds)
 
     def left(self, seconds: float = 5.0) -> list[str]:
@@ -156,6 +166,15 @@ def suspended(process: psutil.Process) -> Iterator[None]:
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.resume()
+
+
+def tear(segment: Path) -> int:
+    """Adds half a record to a journal's segment, as a process does that dies while it writes; its bytes."""
+    half = bytes(wire.first_frame(memoryview(segment.read_bytes())))
+    half = half[: len(half) // 2]
+    with segment.open("ab") as file:
+        file.write(half)
+    return len(half)
 
 
 def locks_in_shared_memory(process: int) -> int:

@@ -51,7 +51,9 @@ def row(dies: str, happens: str, one: Outcome) -> list[str]:
 
 def newest(name: str) -> Outcome | None:
     """The result made last, whatever code made it."""
-    results = [json.loads(path.read_text())["result"] for path in (RESULTS / "chaos").glob("*.json") if named(path, name)]
+    results = [
+        json.loads(path.read_text())["result"] for path in (RESULTS / "chaos").glob("*.json") if named(path, name)
+    ]
     if not results:
         return None
     latest = max(results, key=lambda result: result.pop("unix_seconds"))
@@ -65,7 +67,10 @@ def named(path: Path, name: str) -> bool:
 
 def shorten(line: str) -> str:
     """A line of the screen, without the places of one machine."""
-    words = [word.rpartition("/run")[2] and "RUN" + word.rpartition("/run")[2] if "/run" in word else word for word in line.split(" ")]
+    words = [
+        word.rpartition("/run")[2] and "RUN" + word.rpartition("/run")[2] if "/run" in word else word
+        for word in line.split(" ")
+    ]
     text = " ".join(words)
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
