@@ -36,7 +36,7 @@ class _Log(io.TextIOBase):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps Ray's own words from the driver's screen: of every death it prints a dozen lines there. The log has them."""
+    """Keeps Ray's own words from the driver's screen, a dozen lines for every death. The log has them."""
     with contextlib.redirect_stdout(_Log()):
         yield
 
