@@ -2,10 +2,13 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 CONFIG ?= deploy/runs/quickstart.toml
+SEEDS ?= 1000
+FIRST ?= 0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test unit check format lock clean bench-law bench-toy bench-collapse bench-trl bench-tables
 .PHONY: bench-learner bench-head bench-weights bench-beside-trl bench-gpu bench-overlap bench-overhead
+.PHONY: simulate simulate-mutants simulate-scale
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -29,6 +32,15 @@ test: setup ## all tests: unit, integration, and the built wheel from outside th
 
 unit: setup ## the tests without Ray and vLLM
 	$(BIN)/python -m pytest tests/unit
+
+simulate: setup ## whole runs on virtual time, SEEDS=1000 of them, from FIRST=0 on; a failing seed tells how to see it again
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
+
+simulate-mutants: setup ## faults built in on purpose, and how many seeds find each
+	$(BIN)/python -m tests.simulation.mutants --seeds $(SEEDS)
+
+simulate-scale: setup ## a thousand actors, ten thousand steps, ten million prompts; docs/scale.json and docs/scale.png
+	$(BIN)/python -m tests.simulation.scale_figure
 
 check: setup ## format, lint and types
 	$(BIN)/ruff format --check .

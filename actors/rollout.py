@@ -32,7 +32,6 @@ from entrostat.protocol.messages import (
 from entrostat.protocol.ports import SampleRequest
 from entrostat.protocol.settings import RolloutSettings
 
-IDLE_SECONDS = 0.005
 LOAD_SECONDS = 600.0  # a version's weights and its probe, at most, before the loop counts as stuck
 BACKLOG = 2  # leases held, judged ones included, at most this many times those in flight
 
@@ -163,7 +162,7 @@ class RolloutWorker:
             self._empty.set()
         self._came_round = self._seams.clock()
         if not worked:
-            self._evaluations.wait(IDLE_SECONDS)
+            self._evaluations.wait(self._seams.idle_seconds)
 
     def abandon(self, error: EntrostatError) -> None:
         """The loop ended: whoever waits for an evaluation is told why."""

@@ -49,3 +49,4 @@ class Seams(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: Tokenizer
     meter: Meter
     clock: Callable[[], float] = time.monotonic
+    idle_seconds: float = 0.005  # slept when there is nothing to do; 0 where time is not real

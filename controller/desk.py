@@ -7,7 +7,7 @@ state it begins with, and the events since.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from entrostat.controller.journal import (
     Closed,
     Frames,
     Levels,
+    Offered,
     Opened,
     Record,
     Recorded,
@@ -59,7 +60,7 @@ from entrostat.protocol.settings import Stations
 
 log = logging.getLogger(__name__)
 
-KEPT_MANIFESTS = 3  # of the newest versions: what an actor may be offered
+KEPT_MANIFESTS = 3  # of the newest versions, at least: what an actor may be offered
 
 
 class Desk:
@@ -114,6 +115,7 @@ class Desk:
             self._open(earlier[-1] + 1 if earlier else 0, term=0, follows=0, levels=_levels(levels))
             if branch:
                 self.apply(Rewound(branch=branch, step=step, state=state, at=self._now()))
+                self.sync()  # a segment without it would be gone on with as a run's first branch
 
     # ── messages ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -141,10 +143,16 @@ class Desk:
 
     def publish(self, manifest: WeightsManifest) -> None:
         """A version's weights can be pulled."""
-        self._manifests[manifest.version] = manifest
-        for version in sorted(self._manifests)[:-KEPT_MANIFESTS]:
-            del self._manifests[version]
+        self._keep(manifest)
+        self._write(Offered(manifest=manifest))
         self.apply(Published(version=manifest.version, checksum=manifest.checksum))
+
+    def _keep(self, manifest: WeightsManifest) -> None:
+        self._manifests[manifest.version] = manifest
+        # With fixed places a group is sampled up to `max_staleness` versions after its own was published.
+        kept = max(KEPT_MANIFESTS, self._stations.rollout.max_staleness + 1)
+        for version in sorted(self._manifests)[:-kept]:
+            del self._manifests[version]
 
     def tick(self) -> None:
         """Time passed."""
@@ -252,6 +260,8 @@ class Desk:
                 follows=follows,
             )
         )
+        for manifest in self._manifests.values():
+            self._write(Offered(manifest=manifest))
         self.sync()
 
     def _goes_on(self, earlier: list[int]) -> bool:
@@ -265,7 +275,12 @@ class Desk:
                 continue
             opened = check_first(first[1], frames.name)
             self.controller = Controller(self._stations, self._known_levels(earlier), opened.state)
-            events = sum(1 for _ in replay(self.controller, records, frames.name))
+            events = sum(1 for _ in replay(self.controller, self._offered(records), frames.name))
+            if self.controller.version.branch != self._branch:
+                raise JournalDamaged(
+                    f"{frames.name} leads to version {self.controller.version}; expected one of branch {self._branch}: "
+                    "its process died before the branch began. Resume the run"
+                )
             if frames.torn:
                 log.warning("%s: the last %d bytes are no whole record and are void", frames.name, frames.torn)
             self._base, term = self.controller.now, opened.term + 1
@@ -274,6 +289,13 @@ class Desk:
             self.apply(Restarted(term=term, at=self._now()))
             return True
         return False
+
+    def _offered(self, records: Iterable[tuple[int, Record, memoryview]]) -> Iterator[tuple[int, Record, memoryview]]:
+        """The same records; keeps the manifests among them."""
+        for offset, record, frame in records:
+            if isinstance(record, Offered):
+                self._keep(record.manifest)
+            yield offset, record, frame
 
     def _known_levels(self, segments: list[int]) -> list[str]:
         """Those in the first segment that was begun."""

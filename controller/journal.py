@@ -22,6 +22,7 @@ from entrostat.controller.snapshot import ControllerState
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import Int32, UInt8
 from entrostat.protocol.errors import JournalDamaged, ResourceError, WireError
+from entrostat.protocol.messages import WeightsManifest
 from entrostat.protocol.settings import Stations
 
 NAME = re.compile(r"(\d+)\.(\d+)\.journal")
@@ -57,11 +58,17 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     commands: tuple[Command, ...]
 
 
+class Offered(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A version that actors may be offered: a process that takes over must be able to offer it, too."""
+
+    manifest: WeightsManifest
+
+
 class Closed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The last record of a run that came to its end: nothing is missing after it."""
 
 
-Record = Opened | Recorded | Closed
+Record = Opened | Recorded | Offered | Closed
 
 
 class Segment(Protocol):

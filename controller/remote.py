@@ -176,6 +176,9 @@ class ControllerActor:
         view = desk.report(report)
         self._stepped = time.monotonic()
         self._happened()
+        # The learner has gone on: should this be forgotten, the same step would be ordered again.
+        if not desk.synced:
+            await asyncio.to_thread(desk.sync)
         if view.version != report.version:
             log.warning(
                 "a report of step %s was ignored: the controller is at %s, its order %s",
@@ -197,8 +200,12 @@ class ControllerActor:
         """A `WeightsManifest` in: actors are told with their next pulse."""
         manifest = wire.decode(frame, WeightsManifest)
         log.info("version %s is published, %d bytes", manifest.version, manifest.bytes)
-        self._running().desk.publish(manifest)
+        desk = self._running().desk
+        desk.publish(manifest)
         self._happened()
+        # Nobody publishes it again: should it be forgotten, actors would wait for it, and the learner for them.
+        if not desk.synced:
+            await asyncio.to_thread(desk.sync)
 
     async def welcome(self, buffer: BufferHandle) -> None:
         """After a restart: the buffer's handle, which the journal does not hold."""

@@ -14,6 +14,7 @@ from entrostat.config import RunConfig
 from entrostat.directory import RunDirectory, RunInfo
 from entrostat.interrupt import Interrupt
 from entrostat.learner import checkpoint as checkpoints
+from entrostat.loop import one_round
 from entrostat.mismatch import watch
 from entrostat.protocol.errors import EntrostatError, Interrupted, Stalled, StationLost
 from entrostat.protocol.messages import (
@@ -177,24 +178,19 @@ class Run:
                 self._show(row)
 
     def _step(self) -> None:
-        waited_since = time.monotonic()
-        order = None
-        while order is None:
-            self._stop_if_asked()
-            order = self._cluster.next_order(POLL_SECONDS)
-            self._collect_evaluation(wait=False)
-            self._saving.collect(wait=False)
-            if order is None:
-                self._check_progress()
-        waited = time.monotonic() - waited_since
-        outcome = self._cluster.train(order, waited)
-        if isinstance(outcome, GroupsMissing):
-            self._screen.say(f"{len(outcome.lease_ids)} groups were lost with the sample buffer and are sampled again")
-            self._cluster.missing(outcome)
+        done = one_round(
+            self._cluster,
+            before=self._stop_if_asked,
+            after=self._between_polls,
+            clock=time.monotonic,
+            poll_seconds=POLL_SECONDS,
+        )
+        if isinstance(done, GroupsMissing):
+            self._screen.say(f"{len(done.lease_ids)} groups were lost with the sample buffer and are sampled again")
             self._check_progress()  # orders that can never be trained are no progress
             return
+        order, outcome, view = done.order, done.outcome, done.view
         self._since = time.monotonic()
-        view = self._cluster.report(outcome)
         self._version = outcome.report.version
         now = time.monotonic()
         step_seconds, self._last_step_ended = now - self._last_step_ended, now
@@ -214,11 +210,17 @@ class Run:
             coefficient=order.coefficient,
             samples=samples,
             memory_gib=self._memory_gib,
-            waits=self._waits(waited),
+            waits=self._waits(done.waited),
         )
         self._show(row)
         self._warn(view, outcome.report, actors)
         self._keep(row.step)
+
+    def _between_polls(self, ordered: bool) -> None:
+        self._collect_evaluation(wait=False)
+        self._saving.collect(wait=False)
+        if not ordered:
+            self._check_progress()
 
     def _waits(self, waited: float) -> Waits:
         """What the learner waited for since the step before, `waited` seconds of it for this order."""

@@ -8,13 +8,13 @@ import pytest
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from entrostat.actors import handles
-from entrostat.actors.handles import (
+from entrostat.actors.deliveries import (
     BUFFER_SECONDS,
     CONTROLLER_SECONDS,
+    FIRST_RETRY_SECONDS,
     PUTS_UNTIL_LOST,
-    RayBuffer,
-    RayController,
 )
+from entrostat.actors.handles import RayBuffer, RayController
 from entrostat.protocol import wire
 from entrostat.protocol.errors import StationLost, WireError
 from entrostat.protocol.messages import Pulse, PulseReply
@@ -85,6 +85,9 @@ def test_a_group_that_does_not_arrive_is_sent_again_and_after_some_times_the_buf
 
     for attempt in range(1, PUTS_UNTIL_LOST):
         fail()
+        assert buffer.stored() == []
+        assert len(handle.calls) == attempt  # not at once: a buffer that restarts needs time
+        handle.now += FIRST_RETRY_SECONDS * 2 ** (attempt - 1)
         assert buffer.stored() == []
         assert len(handle.calls) == attempt + 1
         assert handle.calls[-1][0] == handle.calls[0][0]

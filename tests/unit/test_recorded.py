@@ -100,6 +100,8 @@ def start(stations: Stations, logs: None) -> Iterator[Starts]:
     started: list[Learner] = []
 
     def begin(branch: int = 0, step: int = 0, checkpoint: Path | None = None) -> Learner:
+        Path(stations.directory).mkdir(exist_ok=True)
+        Path(stations.directory, "branch").write_text(f"{branch}\n", encoding="utf-8")
         settings, prompts = wire.encode(stations), wire.encode(make_prompts())
         folder = None if checkpoint is None else str(checkpoint)
         started.append(Learner(settings, prompts, None, branch, step, folder))
