@@ -118,7 +118,7 @@ CASES = (
         "everything, with `run.deterministic`",
         "the same, and the last weights equal an unbroken run's, byte by byte",
         faults.everything_dies_deterministic,
-        30,
+        16,
     ),
     _case(
         "everything-recorded",

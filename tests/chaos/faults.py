@@ -18,6 +18,7 @@ from tests.chaos.living import (
     CONTROLLER,
     ENGINE,
     LEARNER,
+    START_SECONDS,
     Living,
     locks_in_shared_memory,
     send,
@@ -58,7 +59,7 @@ def resumed(folder: Path, *settings: str, name: str) -> Living:
 
 def told(living: Living, signals: Sequence[Signal], steps: int, **found: object) -> Outcome:
     """A run that came to its end."""
-    code = living.end()
+    code = living.end(2 * START_SECONDS)
     assert code == 0, living.said
     assert not (left := living.left()), left
     proof = prove(living.run, steps)
@@ -269,9 +270,9 @@ def everything_dies(folder: Path, steps: int, *settings: str, times: int = 3, se
 
 def everything_dies_deterministic(folder: Path, steps: int) -> Outcome:
     """The same with `run.deterministic`: the last weights are those of a run that nobody hurt."""
-    settings = ("run.deterministic=true", "rollout.max_staleness=1", "rollout.reproducible=true")
+    settings = ("run.deterministic=true", "rollout.max_staleness=1", "checkpoint.every_steps=4")
     with begun(folder / "unbroken", *settings, steps=steps) as living:
-        assert living.end() == 0, living.said
+        assert living.end(2 * START_SECONDS) == 0, living.said
     outcome = everything_dies(folder / "hurt", steps, *settings, times=2)
     unbroken, hurt = (final_weights(folder / name / "run", steps) for name in ("unbroken", "hurt"))
     assert unbroken == hurt, "the weights differ from the unbroken run's"
