@@ -7,9 +7,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.chaos.faults import begun, resumed, told
+from tests.chaos.faults import begun, begun_branch, resumed, told
 from tests.chaos.living import LEARNER, Living, send
 from tests.chaos.outcome import Outcome
+from tests.chaos.outcome import resumed as hit_of
 from tests.chaos.proof import replay
 
 DISK_MIB = 64
@@ -18,7 +19,10 @@ SHORT_STALL_SECONDS = 10
 
 def after(ended: Living, code: int, resume: Living, steps: int, last: int, **found: object) -> Outcome:
     """A run that ended by name, and was gone on with."""
-    outcome = told(resume, [(resume.began, last)], steps, **found)
+    branch = max(row.branch for row in ended.rows) + 1
+    resume.wait(begun_branch(resume, branch), "a step")
+    hits = [hit_of(resume.rows, branch, resume.began, last)]
+    outcome = told(resume, [], steps, hits, **found)
     return Outcome(
         exit_codes=[code, *outcome.exit_codes],
         said=[*ended.said, *outcome.said],

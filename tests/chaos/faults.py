@@ -25,7 +25,8 @@ from tests.chaos.living import (
     suspended,
     tear,
 )
-from tests.chaos.outcome import Outcome, hit, median_step
+from tests.chaos.outcome import Hit, Outcome, hit, median_step
+from tests.chaos.outcome import resumed as hit_of
 from tests.chaos.proof import prove, replay
 
 CONFIG = str(ROOT / "deploy/runs/quickstart.toml")
@@ -57,17 +58,19 @@ def resumed(folder: Path, *settings: str, name: str) -> Living:
     return Living(folder, "--resume", str(folder / "run"), settings=settings, name=name)
 
 
-def told(living: Living, signals: Sequence[Signal], steps: int, **found: object) -> Outcome:
-    """A run that came to its end."""
+def told(living: Living, signals: Sequence[Signal], steps: int, hits: Sequence[Hit] = (), **found: object) -> Outcome:
+    """A run that came to its end; `hits` were seen before."""
     code = living.end(2 * START_SECONDS)
     assert code == 0, living.said
     assert not (left := living.left()), left
     proof = prove(living.run, steps)
     rows = living.rows
     ends = [*(at for at, _ in signals[1:]), float("inf")]
-    hits = [hit(rows, at, last, until) for (at, last), until in zip(signals, ends, strict=True)]
-    found |= {"counts": proof.counts, "branches": proof.branches}
-    return Outcome(exit_codes=[code], said=living.said, hits=hits, step_seconds=median_step(rows), found=found)
+    more = [hit(rows, at, last, until) for (at, last), until in zip(signals, ends if signals else [], strict=True)]
+    found |= {"counts": proof.counts, "branches": proof.branches, "signals": list(signals)}
+    return Outcome(
+        exit_codes=[code], said=living.said, hits=[*hits, *more], step_seconds=median_step(rows), found=found
+    )
 
 
 def killed(living: Living, one: psutil.Process) -> Signal:
@@ -222,7 +225,9 @@ def learner_dies(folder: Path, steps: int) -> Outcome:
         assert any("the learner died" in line for line in living.said), living.said
         said = living.said
     with resumed(folder, name="second") as living:
-        outcome = told(living, [(living.began, signals[0][1])], steps, seconds_to_its_end=seconds)
+        living.wait(begun_branch(living, 1), "a step")
+        hits = [hit_of(living.rows, 1, living.began, signals[0][1])]
+        outcome = told(living, [], steps, hits, seconds_to_its_end=seconds)
     return Outcome(
         exit_codes=[code, *outcome.exit_codes],
         said=[*said, *outcome.said],
@@ -235,33 +240,36 @@ def learner_dies(folder: Path, steps: int) -> Outcome:
 def learner_dies_and_may(folder: Path, steps: int) -> Outcome:
     """SIGKILL the learner three times with `run.restarts = 3`."""
     with begun(folder, "run.restarts=3", steps=steps) as living:
-        signals: list[Signal] = []
+        hits: list[Hit] = []
+        living.wait_step(1)
         for number in range(3):
-            living.wait(begun_branch(living, number), "a step after the last restart")
             living.wait(lambda: living.step % 10 >= 5, "steps after a checkpoint")
-            signals.append(killed(living, living.stations(LEARNER)[0]))
-        return told(living, signals, steps)
+            at, last = killed(living, living.stations(LEARNER)[0])
+            living.wait(begun_branch(living, number + 1), "a step after the restart")
+            hits.append(hit_of(living.rows, number + 1, at, last))
+        return told(living, [], steps, hits)
 
 
 def everything_dies(folder: Path, steps: int, *settings: str, times: int = 3, seed: int = 0) -> Outcome:
     """SIGKILL the driver and all below it at random moments; `--resume` each time."""
-    draw, codes, said, signals = random.Random(seed), list[int](), list[str](), list[Signal]()
-    living = begun(folder, *settings, steps=steps)
-    for number in range(times):
+    draw, codes, hits = random.Random(seed), list[int](), list[Hit]()
+    living, last = begun(folder, *settings, steps=steps), 0
+    for number in range(times + 1):
         with living:
             living.wait(begun_branch(living, number), "a step")
+            if number:
+                hits.append(hit_of(living.rows, number, living.began, last))
+            if number == times:
+                outcome = told(living, [], steps, hits)
+                break
             time.sleep(draw.uniform(1.0, 8.0))
             last = living.step
             living.kill()
             codes.append(living.process.wait())
         living = resumed(folder, name=f"resumed-{number}")
-        signals.append((living.began, last))
-    with living:
-        outcome = told(living, signals, steps)
-        said += living.said
     return Outcome(
         exit_codes=[*codes, *outcome.exit_codes],
-        said=said,
+        said=outcome.said,
         hits=outcome.hits,
         step_seconds=outcome.step_seconds,
         found=outcome.found,

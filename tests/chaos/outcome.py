@@ -7,7 +7,7 @@ import numpy as np
 
 from entrostat.rows import MetricsRow
 
-WINDOW_SECONDS = 60.0  # after the signal, or until the next one: a longer pause later has another cause
+WINDOW_SECONDS = 60.0  # after the signal: a pause that begins later has another cause
 PAUSE = 3.0  # times the median step: a longer time between two steps is a pause
 
 
@@ -45,14 +45,29 @@ def hit(rows: Sequence[MetricsRow], at: float, last_step: int, until: float = fl
         until: when the next one was sent.
     """
     usual = median_step(rows)
-    until = min(until, at + WINDOW_SECONDS)
     after = [row for row in rows if row.unix_seconds > at]
     first = after[0]
     again, pause = first.unix_seconds - at, 0.0
     for row in after:
+        if row.unix_seconds > until:
+            break  # whatever held that one up, it may be the next signal
         before = max((one.unix_seconds for one in rows if one.unix_seconds < row.unix_seconds), default=at)
         began = max(before, at - usual)
         gap = row.unix_seconds - began
-        if began < until and gap > PAUSE * usual and gap > pause + usual:
+        if began < at + WINDOW_SECONDS and gap > PAUSE * usual and gap > pause + usual:
             again, pause = row.unix_seconds - at, gap - usual
     return Hit(again_seconds=again, pause_seconds=pause, repeated=max(0, last_step + 1 - first.step))
+
+
+def resumed(rows: Sequence[MetricsRow], branch: int, at: float, last_step: int) -> Hit:
+    """What the rows of the moment show of a resume: a later one may void them.
+
+    Args:
+        rows: so far.
+        branch: the new one.
+        at: when what stopped the run happened, or the command to go on was given, Unix time.
+        last_step: that had its row when the run was stopped.
+    """
+    first = next(row for row in rows if row.branch == branch)
+    seconds = first.unix_seconds - at
+    return Hit(again_seconds=seconds, pause_seconds=seconds, repeated=max(0, last_step + 1 - first.step))

@@ -1,6 +1,7 @@
 """From the results of the faults to the table of docs/reliability.md."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.chaos.outcome import Outcome
 
 PAGE = ROOT / "docs/reliability.md"
 HEADER = ("what dies", "what happens", "exit", "productive again after, s", "of it a pause, s", "steps made again")
+RUN = re.compile(r"(?<=\s)/\S*?/run(?=[/\s]|$)")
 LONGEST = 400  # characters of a quoted line
 
 
@@ -67,11 +69,7 @@ def named(path: Path, name: str) -> bool:
 
 def shorten(line: str) -> str:
     """A line of the screen, without the places of one machine."""
-    words = [
-        word.rpartition("/run")[2] and "RUN" + word.rpartition("/run")[2] if "/run" in word else word
-        for word in line.split(" ")
-    ]
-    text = " ".join(words)
+    text = RUN.sub("RUN", line)
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
 
