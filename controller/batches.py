@@ -1,6 +1,7 @@
 """Which ready groups make the next batch."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from heapq import nsmallest
 
 from entrostat.protocol.messages import GroupReport
 
@@ -21,13 +22,28 @@ def choose(ready: Iterable[GroupReport], batch: int) -> tuple[GroupReport, ...]:
 
 
 def worth_waiting(
-    chosen: Collection[GroupReport], running: Iterable[tuple[int, float]], *, at: float, typical_seconds: float
+    chosen: Sequence[GroupReport],
+    ready: Iterable[int],
+    running: Mapping[int, float],
+    at: float,
+    typical_seconds: float,
 ) -> bool:
-    """Whether an older lease is under way that should come along: `running` are leases and when they were granted.
+    """Whether one of the oldest leases is under way that should come along instead of a newer group.
 
     Groups of short responses are done first: a batch of whatever is ready would be an easy one, and the next a hard
-    one. So a batch waits for older leases, but for none that takes twice as long as is typical: its actor may be dead.
+    one. So it waits for those of the oldest leases, as many as it holds, that are under way; but for none that takes
+    twice as long as is typical: its actor may be dead, or its responses of the longest.
+
+    Args:
+        chosen: the batch as it could be now.
+        ready: leases of all groups that are ready.
+        running: leases under way, and when each was granted, seconds.
+        at: seconds, now.
+        typical_seconds: from a grant to its report.
     """
     newest = max(report.lease_id for report in chosen)
     patience = PATIENCE * typical_seconds
-    return any(lease < newest and at - granted < patience for lease, granted in running)
+    waited_for = [lease for lease, granted in running.items() if lease < newest and at - granted < patience]
+    if not waited_for:
+        return False
+    return min(waited_for) in nsmallest(len(chosen), (*ready, *running))

@@ -27,6 +27,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable
+from itertools import takewhile
 from typing import Literal
 
 import msgspec
@@ -115,7 +116,7 @@ class LeaseBook:
         self._ended: dict[Outcome, int] = {"trained": 0, "expired": 0, "returned": 0, "stale": 0, "lost": 0}
         self._rewound = 0
         self._consumed = 0  # groups trained in this branch
-        self._running: dict[int, Running] = {}
+        self._running: dict[int, Running] = {}  # in the order of deadlines
         self._held: dict[Holder, dict[int, Running]] = {}  # the same, by who samples them
         self._ready: dict[int, GroupReport] = {}
         self._ordered: dict[int, GroupReport] = {}
@@ -207,6 +208,7 @@ class LeaseBook:
             running = self._running.get(lease)
             if running is not None and running.holder == holder:
                 running.deadline = at + self._rules.lease_seconds
+                self._running[lease] = self._running.pop(lease)  # in the order of deadlines
             elif running is not None or not self.holds(lease):
                 gone.append(lease)
         return tuple(gone)
@@ -221,7 +223,8 @@ class LeaseBook:
 
     def expire(self, at: float) -> tuple[int, ...]:
         """Ends the running leases whose deadline has passed; returns their ids."""
-        return self._stop([lease for lease, running in self._running.items() if running.deadline <= at], "expired")
+        due = takewhile(lambda running: running.deadline <= at, self._running.values())
+        return self._stop([running.lease.id for running in due], "expired")
 
     def evict(self, slot: int) -> tuple[int, ...]:
         """Ends all running leases of a slot, whose actor lives no more; returns their ids."""
@@ -316,9 +319,9 @@ class LeaseBook:
     def _batch(self, at: float) -> tuple[GroupReport, ...]:
         if len(self._ready) < self._rules.batch:
             return ()
+        running = {lease: running.granted for lease, running in self._running.items()}
         chosen = choose(self._ready.values(), self._rules.batch)
-        running = ((lease, running.granted) for lease, running in self._running.items())
-        return () if worth_waiting(chosen, running, at=at, typical_seconds=self._typical_seconds) else chosen
+        return () if worth_waiting(chosen, self._ready, running, at, self._typical_seconds) else chosen
 
     def _fixed_batch(self, places: FixedPlaces, step: int) -> tuple[GroupReport, ...]:
         ready = {self._places[lease]: report for lease, report in self._ready.items()}

@@ -9,6 +9,8 @@ import numpy as np
 from entrostat.protocol.arrays import Int32
 from entrostat.protocol.errors import CheckpointDamaged
 
+CHUNK_ROWS = 1 << 20
+
 
 class PromptPosition(msgspec.Struct, frozen=True, kw_only=True):
     """Where an order of prompts stands."""
@@ -121,11 +123,22 @@ class PromptOrder:
         generator = np.random.default_rng([self._seed, epoch])
         permutation = np.arange(self._prompts, dtype=np.int32)
         generator.shuffle(permutation)
-        # The i-th of a level's n prompts stands somewhere in the i-th n-th of the epoch.
+        # The i-th of a level's n prompts stands somewhere in the i-th n-th of the epoch. With 10 M prompts every array
+        # counts: what is no longer needed is given back at once.
         levels = self._levels[permutation]
         counts = np.bincount(levels)
         by_level = np.argsort(levels, kind="stable")
-        rank = np.empty(self._prompts, dtype=np.int64)
-        rank[by_level] = np.arange(self._prompts) - np.repeat(np.cumsum(counts) - counts, counts)
-        place = (rank + generator.random(self._prompts)) / counts[levels]
-        return permutation[np.argsort(place)]
+        rank = np.empty(self._prompts, dtype=np.int32)
+        rank[by_level] = np.arange(self._prompts, dtype=np.int32) - np.repeat(
+            (np.cumsum(counts) - counts).astype("i4"), counts
+        )
+        del by_level
+        place = generator.random(self._prompts)
+        place += rank
+        del rank
+        for start in range(0, self._prompts, CHUNK_ROWS):
+            place[start : start + CHUNK_ROWS] /= counts[levels[start : start + CHUNK_ROWS]]
+        del levels
+        order = np.argsort(place)
+        del place
+        return permutation[order]

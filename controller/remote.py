@@ -18,7 +18,7 @@ from entrostat.controller.telemetry import Telemetry
 from entrostat.controller.waiting import WaitClock, cause_of, standing
 from entrostat.protocol import metrics, wire
 from entrostat.protocol.arrays import UInt8
-from entrostat.protocol.errors import StationLost
+from entrostat.protocol.errors import StationAway, StationLost
 from entrostat.protocol.lives import Writer
 from entrostat.protocol.logs import log_to
 from entrostat.protocol.messages import (
@@ -158,7 +158,7 @@ class ControllerActor:
         """The `TrainOrder` of the next step once there are groups for it; None when `wait_seconds` pass first."""
         deadline = time.monotonic() + wait_seconds
         while True:
-            changed, desk = self._changed, self._running().desk
+            changed, desk = self._changed, self._welcomed().desk
             order = desk.order()
             self._discard(desk)
             if order is not None:
@@ -172,7 +172,7 @@ class ControllerActor:
     async def report(self, frame: UInt8) -> UInt8:
         """A `StepReport` in, a `ControllerView` out."""
         report = wire.decode(frame, StepReport)
-        desk, _, telemetry, _ = self._running()
+        desk, _, telemetry, _ = self._welcomed()
         view = desk.report(report)
         self._stepped = time.monotonic()
         self._happened()
@@ -193,14 +193,14 @@ class ControllerActor:
         """A `GroupsMissing` in: the order is given up."""
         missing = wire.decode(frame, GroupsMissing)
         log.info("the buffer lost %d groups of order %s", len(missing.lease_ids), missing.version)
-        self._running().desk.missing(missing)
+        self._welcomed().desk.missing(missing)
         self._happened()
 
     async def publish(self, frame: UInt8) -> None:
         """A `WeightsManifest` in: actors are told with their next pulse."""
         manifest = wire.decode(frame, WeightsManifest)
         log.info("version %s is published, %d bytes", manifest.version, manifest.bytes)
-        desk = self._running().desk
+        desk = self._welcomed().desk
         desk.publish(manifest)
         self._happened()
         # Nobody publishes it again: should it be forgotten, actors would wait for it, and the learner for them.
@@ -224,7 +224,7 @@ class ControllerActor:
 
     async def view(self) -> UInt8:
         """The `ControllerView` of now."""
-        return wire.encode(self._running().desk.controller.view())
+        return wire.encode(self._welcomed().desk.controller.view())
 
     async def waits(self, frame: UInt8) -> UInt8:
         """The driver's own `Waits` in; all since this was asked last out."""
@@ -243,7 +243,7 @@ class ControllerActor:
 
     async def checkpoint(self) -> UInt8:
         """A `ControllerState` for the checkpoint."""
-        return wire.encode(self._running().desk.checkpoint())
+        return wire.encode(self._welcomed().desk.checkpoint())
 
     async def set_targets(self, targets: list[dict[str, Any]]) -> None:
         """What `/targets` answers: Prometheus' HTTP service-discovery form."""
@@ -262,7 +262,7 @@ class ControllerActor:
 
     async def finish(self) -> None:
         """The run came to its end: the journal says so, and nothing is answered any more."""
-        desk = self._running().desk
+        desk = self._welcomed().desk
         if self._ticker is not None:
             self._ticker.cancel()
         desk.close()
@@ -288,6 +288,17 @@ class ControllerActor:
             # Ray restarted this process.
             self._started = self._start(None, None)
         return self._started
+
+    def _welcomed(self) -> Started:
+        """For calls of the driver: it must know of a restart, since it alone has the buffer's handle.
+
+        Raises:
+            StationAway: it has not been told yet.
+        """
+        started = self._running()
+        if self._buffer is None:
+            raise StationAway("the controller was restarted: welcome it, and ask again")
+        return started
 
     def _happened(self) -> None:
         """After every event."""

@@ -321,7 +321,8 @@ class Controller:
 
     def _pulsed(self, pulse: Pulse) -> tuple[Command, ...]:
         actor = self._actors.get(pulse.slot)
-        if actor is not None and pulse.incarnation < actor.incarnation:
+        of_earlier_branch = pulse.version.branch < self._version.branch
+        if of_earlier_branch or (actor is not None and pulse.incarnation < actor.incarnation):
             self._fenced_pulses += 1
             useless = self._take_reports(pulse.reports)
             return (Reply(leases=(), ended=pulse.running, offer=None, fenced=True), *_discard(useless))

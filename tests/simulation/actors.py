@@ -19,7 +19,6 @@ from tests.simulation.world import Life, World
 TURN_SECONDS = 0.25  # at least so often; at once when something comes in
 START_SECONDS = 2.0  # mean
 NOTICED_SECONDS = 2.0  # mean, until the driver knows of a death
-LIVES_OF_A_BRANCH = 1000  # incarnations count on over branches
 READABLE_VERSIONS = 2  # weights of the newest so many can be loaded
 
 
@@ -157,14 +156,13 @@ class Slots:
     def fill(self, slot: int) -> None:
         """A new life in a slot; whoever was there before is replaced, even if it does not know."""
         lives = self._lives[slot] = self._lives.get(slot, 0) + 1
-        branch = self._newest.version.branch
         actor = ActorLife(
             self._world,
             self._network,
             self._stations,
             self._prompts,
             slot=slot,
-            number=branch * LIVES_OF_A_BRANCH + lives,
+            number=lives,  # each branch counts anew
         )
         self.all[slot] = actor
         actor.life.ended.append(lambda: self._ended(actor))

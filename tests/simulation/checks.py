@@ -163,8 +163,9 @@ class Checks:
         now: dict[int, str],
         state: ControllerState,
     ) -> None:
-        old = pulse.incarnation < self._heard.get(pulse.slot, 0)
-        self._heard[pulse.slot] = max(pulse.incarnation, self._heard.get(pulse.slot, 0))
+        old = pulse.version.branch < state.version.branch or pulse.incarnation < self._heard.get(pulse.slot, 0)
+        if not old:
+            self._heard[pulse.slot] = pulse.incarnation
         (reply,) = [command for command in commands if isinstance(command, Reply)]
         self._must(reply.fenced == old, f"slot {pulse.slot}#{pulse.incarnation} was fenced: {reply.fenced}")
         for lease in reply.leases:

@@ -9,7 +9,7 @@ from entrostat.protocol import wire
 from entrostat.protocol.errors import JournalDamaged, ResourceError
 from entrostat.protocol.messages import Pulse, TrainOrder
 from tests.made_journal import LEVELS, Memory, Office
-from tests.made_messages import manifest, run_of, step_of, version
+from tests.made_messages import manifest, published, run_of, step_of, version
 
 
 def _given(order: TrainOrder | None) -> TrainOrder:
@@ -179,20 +179,25 @@ def test_a_resumed_run_begins_with_a_rewound_event() -> None:
     assert str(office.desk.controller.version) == "1.1"
 
 
-def test_an_offer_without_its_manifest_waits() -> None:
+def test_another_process_offers_what_was_published_before_it() -> None:
     office = Office()
     order = office.ordered()
     office.desk.report(step_of(order))
     office.desk.publish(manifest(1))
-    office.killed()  # the manifest was in the process alone
-    assert office.desk.controller.version.step == 1
-    office.number += 1
-    late = office.desk.pulse(_behind(office))
-    assert late.manifest is None
-    office.desk.publish(manifest(1))
+    office.killed()
     found = office.desk.pulse(_behind(office)).manifest
     assert found is not None
     assert found.version.step == 1
+
+
+def test_an_offer_without_its_manifest_waits() -> None:
+    office = Office()
+    order = office.ordered()
+    office.desk.report(step_of(order))
+    office.desk.apply(published(1))  # its manifest is not here
+    assert office.desk.pulse(_behind(office)).manifest is None
+    office.desk.publish(manifest(1))
+    assert office.desk.pulse(_behind(office)).manifest is not None
 
 
 def _behind(office: Office) -> Pulse:
