@@ -9,6 +9,8 @@ import msgspec
 from tests.chaos import endings, faults, nodes
 from tests.chaos.outcome import Outcome
 
+LONG = 1000  # steps: the run goes on beside the fault, and is stopped by Ctrl-C
+
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """One fault; a row of the table."""
@@ -38,7 +40,7 @@ CASES = (
         "one of two rollout actors, while it samples",
         "the other goes on; the replacement loads the weights of that moment and joins",
         faults.actor_generates,
-        100,
+        LONG,
         actors=2,
     ),
     _case(
@@ -46,7 +48,7 @@ CASES = (
         "one of two rollout actors, while it loads a version",
         "the same; a half-loaded version is in no other process",
         faults.actor_receives,
-        100,
+        LONG,
     ),
     _case(
         "engine",
@@ -60,7 +62,7 @@ CASES = (
         "one of two rollout actors hangs (SIGSTOP)",
         "the other goes on; the hanging one's leases end with `rollout.lease_seconds` (10 s here), and it is replaced",
         faults.actor_hangs,
-        90,
+        LONG,
         actors=2,
     ),
     _case(
@@ -132,7 +134,7 @@ CASES = (
         "a node of two, with one of two rollout actors",
         "the actor is placed on another node; one that joins later is used when there is need",
         nodes.node_dies,
-        80,
+        LONG,
     ),
     _case(
         "disk",

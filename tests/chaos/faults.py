@@ -111,7 +111,7 @@ def actor_generates(folder: Path, actors: int, steps: int) -> Outcome:
             signals.append(killed(living, victim))
             living.wait(incarnations(living, actors + number + 1), "a new incarnation")
             living.wait_more(BETWEEN)
-        return told(living, signals, steps)
+        return told(living, signals, steps, stop=actors > 1)
 
 
 def actor_receives(folder: Path, steps: int) -> Outcome:
@@ -133,7 +133,7 @@ def actor_receives(folder: Path, steps: int) -> Outcome:
                         break
             living.wait(incarnations(living, 2 + number + 1), "a new incarnation")
             living.wait_more(BETWEEN)
-        return told(living, signals, steps, caught=len(signals))
+        return told(living, signals, steps, stop=True, caught=len(signals))
 
 
 def engine_dies(folder: Path, steps: int) -> Outcome:
@@ -158,7 +158,7 @@ def actor_hangs(folder: Path, actors: int, steps: int) -> Outcome:
             signals.append((send(victim, signal.SIGSTOP), last))
             living.wait(incarnations(living, actors + number + 1), "a new incarnation")
             living.wait_more(BETWEEN)
-        return told(living, signals, steps)
+        return told(living, signals, steps, stop=actors > 1)
 
 
 def station_dies(folder: Path, title: str, steps: int) -> Outcome:

@@ -55,7 +55,7 @@ def prove(run: Path, steps: int) -> Proof:
     prompts = [group.prompt_id for one in trained for group in one.order.groups]
     assert len(leases) == steps * config.batch.prompts == len(set(leases)) == counts.trained, counts
     training = sum(task.size for task in config.tasks if hasattr(task, "size"))
-    visits = -(-len(prompts) // training)
+    visits = -(-counts.granted // training)  # epochs that were begun
     assert max(prompts.count(prompt) for prompt in set(prompts)) <= visits, "a prompt was trained twice in one epoch"
     clean = replay(run)
     assert clean.returncode == 0, clean.stderr
