@@ -17,12 +17,12 @@ DISK_MIB = 64
 SHORT_STALL_SECONDS = 10
 
 
-def after(ended: Living, code: int, resume: Living, steps: int, last: int, **found: object) -> Outcome:
+def after(ended: Living, code: int, resume: Living, steps: int, last: int, **found: float) -> Outcome:
     """A run that ended by name, and was gone on with."""
     branch = max(row.branch for row in ended.rows) + 1
     resume.wait(begun_branch(resume, branch), "a step")
     hits = [hit_of(resume.rows, branch, resume.began, last)]
-    outcome = told(resume, [], steps, hits, **found)
+    outcome = told(resume, [], steps, hits, found=found)
     return Outcome(
         exit_codes=[code, *outcome.exit_codes],
         said=[*ended.said, *outcome.said],

@@ -6,7 +6,7 @@ A fault takes an empty folder. Whatever must hold afterwards is asserted; what i
 import random
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -44,6 +44,7 @@ BEGIN = 6  # steps before the first signal
 BETWEEN = 6  # steps between two
 RECEIVES = 2  # versions an actor has locked while it loads one: that one, and the one it serves
 CATCH_SECONDS = 60.0
+INTERRUPTED = 130  # exit code
 
 Signal = tuple[float, int]  # Unix time, and the last step that had its row
 
@@ -58,19 +59,28 @@ def resumed(folder: Path, *settings: str, name: str) -> Living:
     return Living(folder, "--resume", str(folder / "run"), settings=settings, name=name)
 
 
-def told(living: Living, signals: Sequence[Signal], steps: int, hits: Sequence[Hit] = (), **found: object) -> Outcome:
-    """A run that came to its end; `hits` were seen before."""
+def told(
+    living: Living,
+    signals: Sequence[Signal],
+    steps: int,
+    hits: Sequence[Hit] = (),
+    *,
+    stop: bool = False,
+    found: Mapping[str, object] | None = None,
+) -> Outcome:
+    """A run that came to its end, or is stopped by Ctrl-C; `hits` were seen, and so was what is `found`, before."""
+    if stop:
+        living.process.send_signal(signal.SIGINT)
     code = living.end(2 * START_SECONDS)
-    assert code == 0, living.said
+    assert code == (INTERRUPTED if stop else 0), living.said
+    steps = living.step if stop else steps
     assert not (left := living.left()), left
     proof = prove(living.run, steps)
     rows = living.rows
     ends = [*(at for at, _ in signals[1:]), float("inf")]
     more = [hit(rows, at, last, until) for (at, last), until in zip(signals, ends if signals else [], strict=True)]
-    found |= {"counts": proof.counts, "branches": proof.branches, "signals": list(signals)}
-    return Outcome(
-        exit_codes=[code], said=living.said, hits=[*hits, *more], step_seconds=median_step(rows), found=found
-    )
+    seen = {"counts": proof.counts, "branches": proof.branches, "signals": list(signals), **(found or {})}
+    return Outcome(exit_codes=[code], said=living.said, hits=[*hits, *more], step_seconds=median_step(rows), found=seen)
 
 
 def killed(living: Living, one: psutil.Process) -> Signal:
@@ -133,7 +143,7 @@ def actor_receives(folder: Path, steps: int) -> Outcome:
                         break
             living.wait(incarnations(living, 2 + number + 1), "a new incarnation")
             living.wait_more(BETWEEN)
-        return told(living, signals, steps, stop=True, caught=len(signals))
+        return told(living, signals, steps, stop=True, found={"caught": len(signals)})
 
 
 def engine_dies(folder: Path, steps: int) -> Outcome:
@@ -195,7 +205,7 @@ def controller_dies_in_a_row(folder: Path, steps: int) -> Outcome:
             before.add(victim.pid)
             signals.append(killed(living, victim))
         seconds = signals[-1][0] - signals[0][0]
-        return told(living, signals[:1], steps, seconds_between_first_and_last=seconds)
+        return told(living, signals[:1], steps, found={"seconds_between_first_and_last": seconds})
 
 
 def torn_journal(folder: Path, steps: int) -> Outcome:
@@ -227,7 +237,7 @@ def learner_dies(folder: Path, steps: int) -> Outcome:
     with resumed(folder, name="second") as living:
         living.wait(begun_branch(living, 1), "a step")
         hits = [hit_of(living.rows, 1, living.began, signals[0][1])]
-        outcome = told(living, [], steps, hits, seconds_to_its_end=seconds)
+        outcome = told(living, [], steps, hits, found={"seconds_to_its_end": seconds})
     return Outcome(
         exit_codes=[code, *outcome.exit_codes],
         said=[*said, *outcome.said],

@@ -44,6 +44,6 @@ def node_dies(folder: Path, steps: int, config: str = CONFIG, settings: tuple[st
             cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
             living.wait(incarnations(living, 3), "an actor on the new node")
             joined = time.time() - began
-            return told(living, signals, steps, stop=True, seconds_until_a_new_node_serves=joined)
+            return told(living, signals, steps, stop=True, found={"seconds_until_a_new_node_serves": joined})
     finally:
         cluster.shutdown()
