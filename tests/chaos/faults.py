@@ -262,11 +262,12 @@ def learner_dies_and_may(folder: Path, steps: int) -> Outcome:
 
 def everything_dies(folder: Path, steps: int, *settings: str, times: int = 3, seed: int = 0) -> Outcome:
     """SIGKILL the driver and all below it at random moments; `--resume` each time."""
-    draw, codes, hits = random.Random(seed), list[int](), list[Hit]()
+    draw, codes, hits, said = random.Random(seed), list[int](), list[Hit](), dict[str, None]()
     living, last = begun(folder, *settings, steps=steps), 0
     for number in range(times + 1):
         with living:
             living.wait(begun_branch(living, number), "a step")
+            said |= dict.fromkeys(living.said)
             if number:
                 hits.append(hit_of(living.rows, number, living.began, last))
             if number == times:
@@ -279,7 +280,7 @@ def everything_dies(folder: Path, steps: int, *settings: str, times: int = 3, se
         living = resumed(folder, name=f"resumed-{number}")
     return Outcome(
         exit_codes=[*codes, *outcome.exit_codes],
-        said=outcome.said,
+        said=list(said | dict.fromkeys(outcome.said)),
         hits=outcome.hits,
         step_seconds=outcome.step_seconds,
         found=outcome.found,

@@ -21,6 +21,8 @@ START_SECONDS = 240.0
 POLL_SECONDS = 0.05
 TITLE_LETTERS = 15  # of a process's title, which the kernel cuts
 SILENT = re.compile(r"\x1b|\s|$|step \d+/|saving step|starting vLLM|evaluat")
+RUN = re.compile(r"(?<=\s)/\S*?/run(?=[/\s]|$)")
+LONGEST = 400  # characters of a quoted line
 SUMMARY = re.compile(r"\d+ optimizer steps in ")
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 
@@ -100,7 +102,7 @@ class Living:
             if SUMMARY.match(line):
                 break
             if not SILENT.match(line):
-                lines.setdefault(re.sub(r"\d+", "", line), line)
+                lines.setdefault(re.sub(r"\d+", "", line), shorten(line))
         return list(lines.values())
 
     def stations(self, title: str) -> list[psutil.Process]:
@@ -149,6 +151,12 @@ class Living:
         for one in below:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
+
+
+def shorten(line: str) -> str:
+    """A line of the screen, without the places of one machine."""
+    text = RUN.sub("RUN", line)
+    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
 
 def send(process: psutil.Process, what: signal.Signals = signal.SIGKILL) -> float:

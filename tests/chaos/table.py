@@ -1,7 +1,6 @@
 """From the results of the faults to the table of docs/reliability.md."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from tests.chaos.outcome import Outcome
 
 PAGE = ROOT / "docs/reliability.md"
 HEADER = ("what dies", "what happens", "exit", "productive again after, s", "of it a pause, s", "steps made again")
-RUN = re.compile(r"(?<=\s)/\S*?/run(?=[/\s]|$)")
-LONGEST = 400  # characters of a quoted line
 
 
 def write() -> None:
@@ -29,7 +26,7 @@ def write() -> None:
             continue
         rows.append(row(case.dies, case.happens, one))
         if one.said:
-            quoted += [f"**{case.dies}**", "", "```", *(shorten(line) for line in one.said), "```", ""]
+            quoted += [f"**{case.dies}**", "", "```", *one.said, "```", ""]
     usual = [one.step_seconds for one in found.values()]
     step = f"\n\nA step of an undisturbed moment takes {spread(usual, '.1f')} s in these runs.\n" if usual else ""
     page.put("faults", table(HEADER, rows) + step, PAGE)
@@ -38,7 +35,7 @@ def write() -> None:
 
 def row(dies: str, happens: str, one: Outcome) -> list[str]:
     """One fault."""
-    codes = " → ".join(str(code) for code in one.exit_codes)
+    codes = " → ".join("killed" if code < 0 else str(code) for code in one.exit_codes)
     if not one.hits:
         return [dies, happens, codes, "", "", ""]
     return [
@@ -65,12 +62,6 @@ def newest(name: str) -> Outcome | None:
 def named(path: Path, name: str) -> bool:
     """Whether a result's file is of that fault."""
     return path.stem.rpartition("-")[0] == name
-
-
-def shorten(line: str) -> str:
-    """A line of the screen, without the places of one machine."""
-    text = RUN.sub("RUN", line)
-    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
 
 def spread(values: Sequence[float], digits: str) -> str:

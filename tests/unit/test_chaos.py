@@ -7,9 +7,9 @@ import pytest
 from entrostat.controller.journal import Closed, Frames
 from entrostat.protocol import wire
 from entrostat.rows import MetricsRow
-from tests.chaos.living import tear
+from tests.chaos.living import shorten, tear
 from tests.chaos.outcome import hit
-from tests.chaos.table import shorten, spread
+from tests.chaos.table import spread
 from tests.made_rows import metrics_row
 
 
