@@ -27,20 +27,17 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from itertools import takewhile
 from typing import Literal
 
-import msgspec
-
 from entrostat.controller.batches import choose, worth_waiting
-from entrostat.controller.coefficient import gives_bonus
+from entrostat.controller.lease_rules import LeaseRules
 from entrostat.controller.places import FixedPlaces
 from entrostat.controller.prompts import PromptOrder
+from entrostat.controller.running import Holder, RunningLeases
 from entrostat.controller.sieve import Sieve
 from entrostat.controller.signals import silent
-from entrostat.controller.snapshot import BookState, RunningLease
+from entrostat.controller.snapshot import BookState
 from entrostat.protocol.messages import GroupReport, Lease, LeaseCounts, PolicyVersion
-from entrostat.protocol.settings import Stations
 
 log = logging.getLogger(__name__)
 
@@ -50,50 +47,6 @@ SEED_BYTES = 6
 TYPICAL_SHARE = 0.05  # of a new duration in the decayed mean: about the last twenty groups
 
 Outcome = Literal["trained", "expired", "returned", "stale", "lost"]  # of leases that held a place
-Holder = tuple[int, int]  # slot, incarnation
-
-
-class Running(msgspec.Struct):
-    """A lease under way."""
-
-    lease: Lease
-    holder: Holder
-    granted: float  # seconds on the events' clock
-    deadline: float
-    place: int
-    pulse: int  # number of the pulse that was answered with it
-
-
-class LeaseRules(msgspec.Struct, frozen=True, kw_only=True):
-    """What the book grants by."""
-
-    batch: int  # B, groups an order consumes
-    max_staleness: int  # S, versions
-    last_step: int  # of the run: nothing is sampled that no order would consume
-    samples: int  # G
-    lease_seconds: float
-    seed: int
-    left_out: int = 0  # at most so many groups without a signal for one order; 0: no filter
-    kept: int = 0  # of all-wrong groups that are left out, for their bonus
-    fixed: bool = False  # a deterministic run's places
-    every: int = 1  # steps between checkpoints
-
-
-def lease_rules(settings: Stations) -> LeaseRules:
-    """A run's rules; all-wrong groups are kept, half a batch of them, where its law has a bonus for them."""
-    batch, bonus = settings.batch, gives_bonus(settings.entropy.law)
-    return LeaseRules(
-        batch=batch.prompts,
-        max_staleness=settings.rollout.max_staleness,
-        last_step=settings.total_steps,
-        samples=settings.rollout.samples_per_prompt,
-        lease_seconds=settings.rollout.lease_seconds,
-        seed=settings.seed,
-        left_out=0 if batch.filter == "none" else int((batch.refill - 1.0) * batch.prompts),
-        kept=batch.prompts // 2 if bonus and settings.entropy.weight.all_wrong_share > 0.0 else 0,
-        fixed=settings.deterministic,
-        every=settings.checkpoint_every,
-    )
 
 
 class LeaseBook:
@@ -116,8 +69,7 @@ class LeaseBook:
         self._ended: dict[Outcome, int] = {"trained": 0, "expired": 0, "returned": 0, "stale": 0, "lost": 0}
         self._rewound = 0
         self._consumed = 0  # groups trained in this branch
-        self._running: dict[int, Running] = {}  # in the order of deadlines
-        self._held: dict[Holder, dict[int, Running]] = {}  # the same, by who samples them
+        self._running = RunningLeases(rules.lease_seconds)
         self._ready: dict[int, GroupReport] = {}
         self._ordered: dict[int, GroupReport] = {}
         self._along: set[int] = set()  # ordered leases without a place
@@ -173,29 +125,16 @@ class LeaseBook:
             seed=derived_seed(self._rules.seed, "lease", place),
             deadline_seconds=self._rules.lease_seconds,
         )
-        self._enter(Running(lease, holder, at, at + self._rules.lease_seconds, place, self._pulse))
+        self._running.grant(lease, holder, at=at, place=place, pulse=self._pulse)
+        self._busy[prompt] += 1
         return lease
-
-    def _enter(self, running: Running) -> None:
-        self._running[running.lease.id] = running
-        self._held.setdefault(running.holder, {})[running.lease.id] = running
-        self._busy[running.lease.prompt_id] += 1
-
-    def _leave(self, lease: int) -> Running:
-        """Takes a lease from those under way; its prompt stays busy."""
-        running = self._running.pop(lease)
-        held = self._held[running.holder]
-        del held[lease]
-        if not held:
-            del self._held[running.holder]
-        return running
 
     def offer(self, holder: Holder, newest: PolicyVersion) -> PolicyVersion:
         """The version an actor should serve: the newest, but with fixed places the one that is sampled next."""
         if self._fixed is None:
             return newest
-        if holder in self._held:
-            return min(running.lease.version for running in self._held[holder].values())
+        if mine := self._running.of(holder):
+            return min(running.lease.version for running in mine.values())
         place = self._fixed.first()
         if place >= self._rules.last_step * self._rules.batch:
             return newest
@@ -207,8 +146,7 @@ class LeaseBook:
         for lease in leases:
             running = self._running.get(lease)
             if running is not None and running.holder == holder:
-                running.deadline = at + self._rules.lease_seconds
-                self._running[lease] = self._running.pop(lease)  # in the order of deadlines
+                self._running.renew(running, at)
             elif running is not None or not self.holds(lease):
                 gone.append(lease)
         return tuple(gone)
@@ -216,20 +154,17 @@ class LeaseBook:
     def renew_all(self, at: float, term: int) -> None:
         """Another process keeps the book from now on: actors get a whole deadline's time to find it."""
         self._term = term
-        for running in self._running.values():
-            running.deadline = at + self._rules.lease_seconds
+        self._running.renew_all(at)
 
     # ── ending ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def expire(self, at: float) -> tuple[int, ...]:
         """Ends the running leases whose deadline has passed; returns their ids."""
-        due = takewhile(lambda running: running.deadline <= at, self._running.values())
-        return self._stop([running.lease.id for running in due], "expired")
+        return self._stop(self._running.due(at), "expired")
 
     def evict(self, slot: int) -> tuple[int, ...]:
         """Ends all running leases of a slot, whose actor lives no more; returns their ids."""
-        held = (leases for holder, leases in self._held.items() if holder[0] == slot)
-        return self._stop([lease for leases in held for lease in leases], "expired")
+        return self._stop(self._running.of_slot(slot), "expired")
 
     def end_unheard(self, holder: Holder, running: Iterable[int], pulse: int) -> tuple[int, ...]:
         """Ends the holder's leases that it never heard of; returns their ids.
@@ -238,16 +173,16 @@ class LeaseBook:
         reply that got lost.
         """
         known = set(running)
-        held = self._held.get(holder, {}).items()
+        held = self._running.of(holder).items()
         return self._stop([lease for lease, one in held if 0 < one.pulse < pulse and lease not in known], "expired")
 
     def take_back(self, holder: Holder, leases: Iterable[int]) -> tuple[int, ...]:
         """Ends those of the holder's running leases that it hands back; returns their ids."""
-        held = self._held.get(holder, {})
+        held = self._running.of(holder)
         return self._stop([lease for lease in leases if lease in held], "returned")
 
     def _stop(self, leases: list[int], outcome: Outcome) -> tuple[int, ...]:
-        stopped = [self._leave(lease) for lease in leases]
+        stopped = [self._running.leave(lease) for lease in leases]
         self._end([(running.lease.prompt_id, running.place) for running in stopped], outcome)
         return tuple(leases)
 
@@ -262,7 +197,7 @@ class LeaseBook:
             or (self._fixed is not None and report.started != running.lease.version)
         ):
             return False
-        self._leave(report.lease_id)
+        self._running.leave(report.lease_id)
         share = TYPICAL_SHARE if self._typical_seconds else 1.0
         self._typical_seconds += share * (at - running.granted - self._typical_seconds)
         if self._fixed is not None:
@@ -319,7 +254,7 @@ class LeaseBook:
     def _batch(self, at: float) -> tuple[GroupReport, ...]:
         if len(self._ready) < self._rules.batch:
             return ()
-        running = {lease: running.granted for lease, running in self._running.items()}
+        running = {running.lease.id: running.granted for running in self._running.all()}
         chosen = choose(self._ready.values(), self._rules.batch)
         return () if worth_waiting(chosen, self._ready, running, at, self._typical_seconds) else chosen
 
@@ -378,18 +313,7 @@ class LeaseBook:
             number=self._number,
             consumed=self._consumed,
             typical_seconds=self._typical_seconds,
-            running=tuple(
-                RunningLease(
-                    lease=running.lease,
-                    slot=running.holder[0],
-                    incarnation=running.holder[1],
-                    granted=running.granted,
-                    deadline=running.deadline,
-                    place=running.place,
-                    pulse=running.pulse,
-                )
-                for running in self._running.values()
-            ),
+            running=self._running.state(),
             ready=tuple(self._ready.values()),
             ordered=tuple(self._ordered.values()),
             along=tuple(sorted(self._along)),
@@ -405,9 +329,8 @@ class LeaseBook:
         self._take_counts(state.counts)
         self._filtered = state.counts.filtered - state.sieve.count
         self._consumed, self._typical_seconds = state.consumed, state.typical_seconds
-        for one in state.running:
-            holder = (one.slot, one.incarnation)
-            self._enter(Running(one.lease, holder, one.granted, one.deadline, one.place, one.pulse))
+        self._running.restore(state.running)
+        self._busy.update(one.lease.prompt_id for one in state.running)
         self._ready = {report.lease_id: report for report in state.ready}
         self._busy.update(report.prompt_id for report in state.ready)
         self._ordered = {report.lease_id: report for report in state.ordered}

@@ -29,7 +29,8 @@ from entrostat.controller.events import (
     StepReported,
     Ticked,
 )
-from entrostat.controller.leases import LeaseBook, lease_rules
+from entrostat.controller.lease_rules import lease_rules
+from entrostat.controller.leases import LeaseBook
 from entrostat.controller.prompts import PromptOrder
 from entrostat.controller.rounds import Rounds
 from entrostat.controller.snapshot import ActorState, ControllerState

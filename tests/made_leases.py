@@ -1,6 +1,7 @@
 """A small lease book, and one actor that takes leases from it."""
 
-from entrostat.controller.leases import LeaseBook, LeaseRules
+from entrostat.controller.lease_rules import LeaseRules
+from entrostat.controller.leases import LeaseBook
 from entrostat.controller.prompts import PromptOrder
 from entrostat.protocol.messages import Lease
 from tests.made_messages import version

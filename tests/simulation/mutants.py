@@ -18,7 +18,7 @@ from entrostat.actors.deliveries import Deliveries
 from entrostat.actors.pulses import Pulses
 from entrostat.actors.rollout import RolloutWorker
 from entrostat.controller.desk import Desk
-from entrostat.controller.leases import LeaseBook, Running
+from entrostat.controller.leases import LeaseBook
 from entrostat.controller.places import FixedPlaces
 from entrostat.controller.prompts import PromptOrder
 from entrostat.controller.state import Controller
@@ -32,7 +32,7 @@ def accept_from_anybody(self: LeaseBook, report: GroupReport, at: float) -> bool
     """A report is accepted without a look at whose it is and of which branch."""
     if report.lease_id not in self._running:
         return False
-    running: Running = self._leave(report.lease_id)
+    running = self._running.leave(report.lease_id)
     if self._fixed is not None:
         self._places[report.lease_id] = running.place
     self._ready[report.lease_id] = report
@@ -54,9 +54,8 @@ def evict_nobody(self: LeaseBook, slot: int) -> tuple[int, ...]:
 
 def forget_the_old_life(self: LeaseBook, slot: int) -> tuple[int, ...]:
     """Leases of an actor that was replaced are dropped, and their prompts with them."""
-    for leases in [set(leases) for holder, leases in self._held.items() if holder[0] == slot]:
-        for lease in leases:
-            self._busy[self._leave(lease).lease.prompt_id] -= 1
+    for lease in self._running.of_slot(slot):
+        self._busy[self._running.leave(lease).lease.prompt_id] -= 1
     return ()
 
 

@@ -120,6 +120,24 @@ class Machine(RuleBasedStateMachine):
         for lease in reply.leases:
             assert lease.version.step >= self.controller.version.step - self.staleness
             self.untrained[lease.prompt_id] = lease.id
+        if reply.leases:
+            # Whoever got leases can have none that an order later than `max_staleness` versions on would consume.
+            counts, book = self.controller.counts, self.controller.state().book
+            waiting = len(book.sieve.waiting)
+            places = book.consumed + counts.running + counts.ready - waiting + counts.ordered - len(book.along)
+            newest = max(lease.version.step for lease in reply.leases)
+            assert places <= (newest - book.start + self.staleness + 1) * self.batch
+
+    @rule(upto=st.integers(1, 4), hold=st.integers(0, 2))
+    def good_times(self, upto: int, hold: int) -> None:
+        """Nothing goes wrong for a while, but that the last `hold` leases take long, and the last order may wait."""
+        for turn in range(upto):
+            for slot in range(3):
+                self.pulse(slot, 4, 0, 0, True)
+                self.pulse(slot, 0, max(0, len(self.held[slot]) - (hold if slot == 0 else 0)), 0, True)
+            self.ask_for_an_order()
+            if self.order is not None and turn < upto - 1:
+                self.train()
 
     @rule(number=st.integers(0, 50))
     @precondition(lambda self: self.old_pulses)
@@ -256,7 +274,7 @@ class Machine(RuleBasedStateMachine):
         assert frame(again) == frame(self.controller)
 
 
-Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
 TestMachine = Machine.TestCase
 
 

@@ -3,7 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
-from entrostat.controller.leases import LeaseBook, lease_rules
+from entrostat.controller.lease_rules import lease_rules
+from entrostat.controller.leases import LeaseBook
 from entrostat.protocol.entropy_settings import FixedLaw, LawSettings, SampleBalanceLaw, WeightSettings
 from entrostat.protocol.messages import Lease, LeaseCounts
 from tests.made_leases import book, granted, owed

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from entrostat.controller.leases import LeaseBook, LeaseRules, derived_seed
+from entrostat.controller.lease_rules import LeaseRules
+from entrostat.controller.leases import LeaseBook, derived_seed
 from entrostat.controller.prompts import PromptOrder
 from entrostat.protocol.messages import LeaseCounts
 from tests.made_leases import ACTOR, book, granted, later_book
