@@ -152,7 +152,7 @@ CASES = (
     ),
     _case(
         "learner-hangs",
-        "the learner hangs (SIGSTOP), `run.stall_seconds = 10`",
+        "the learner hangs (SIGSTOP), `run.stall_seconds = 15`",
         "a stall: a report of who waits for whom, and the end",
         endings.learner_hangs,
         25,

@@ -14,7 +14,7 @@ from tests.chaos.outcome import resumed as hit_of
 from tests.chaos.proof import replay
 
 DISK_MIB = 64
-SHORT_STALL_SECONDS = 10
+SHORT_STALL_SECONDS = 15
 
 
 def after(ended: Living, code: int, resume: Living, steps: int, last: int, **found: float) -> Outcome:

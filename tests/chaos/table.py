@@ -36,6 +36,8 @@ def write() -> None:
 def row(dies: str, happens: str, one: Outcome) -> list[str]:
     """One fault."""
     codes = " → ".join("killed" if code < 0 else str(code) for code in one.exit_codes)
+    if isinstance(seconds := one.found.get("seconds_to_its_end"), float):
+        happens += f" (it ended {seconds:.0f} s after the fault)"
     if not one.hits:
         return [dies, happens, codes, "", "", ""]
     return [
