@@ -8,7 +8,7 @@ FIRST ?= 0
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test unit check format lock clean bench-law bench-toy bench-collapse bench-trl bench-tables
 .PHONY: bench-learner bench-head bench-weights bench-beside-trl bench-gpu bench-overlap bench-overhead
-.PHONY: simulate simulate-mutants simulate-scale
+.PHONY: simulate simulate-mutants simulate-scale chaos
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -32,6 +32,9 @@ test: setup ## all tests: unit, integration, and the built wheel from outside th
 
 unit: setup ## the tests without Ray and vLLM
 	$(BIN)/python -m pytest tests/unit
+
+chaos: setup ## break real runs in every way of docs/reliability.md, real engine and all; half an hour on quiet cores
+	$(BIN)/python -m tests.chaos
 
 simulate: setup ## whole runs on virtual time, SEEDS=1000 of them, from FIRST=0 on; a failing seed tells how to see it again
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)

@@ -71,7 +71,7 @@ class Cluster:
         start: where learner and controller begin.
         address: of a Ray cluster; "local" starts one on this machine.
         stall_seconds: the longest any station may take over one answer.
-        say: tells people what they should know of the actors.
+        say: tells people which station died and what becomes of it.
         beat: told again and again who is waited for.
     """
 
@@ -89,7 +89,7 @@ class Cluster:
     ) -> None:
         self._stations = stations
         self._beat, self._lookout, self._silent = beat, Lookout(), set[str]()
-        self._stall_seconds = stall_seconds
+        self._stall_seconds, self._say = stall_seconds, say
         ray_calls.connect(address, cpus=stations.learner.ranks)
         # A station waits more than it computes: on a machine of our own Ray's count keeps no actor from being placed.
         self._actor_cpus = 0 if address == "local" else 1
@@ -284,7 +284,8 @@ class Cluster:
             try:
                 ray_calls.answer(self._buffer_lives, "the sample buffer", ANSWER_SECONDS)
             except StationAway as error:
-                log.warning("%s; its groups are sampled again", error)
+                log.warning("%s", error)
+                self._say("the sample buffer died and is restarted: its groups are sampled again")
                 self._returned = True
             self._buffer_lives = self._buffer.endpoint.remote()
         self._heed_scaling()
@@ -384,7 +385,8 @@ class Cluster:
                 return self._answer(getattr(self._controller, call).remote(*arguments), "the controller", seconds)
             except StationAway as error:
                 if not self._controller_away:
-                    log.warning("%s; its journal is read again", error)
+                    log.warning("%s", error)
+                    self._say("the controller died and is restarted: its journal is read again")
                 self._controller_away = True
                 if time.monotonic() > deadline:
                     raise StationLost(

@@ -11,7 +11,7 @@ import msgspec
 
 from entrostat import config as configs
 from entrostat import directory as directories
-from entrostat import preflight, recovery, resumable, sinks
+from entrostat import preflight, ray_calls, recovery, resumable, sinks
 from entrostat.actors.tasks.load import load_prompts
 from entrostat.actors.tokenizer import HuggingFaceTokenizer
 from entrostat.cluster import Cluster
@@ -243,6 +243,7 @@ def _live(
             closing.callback(sink.close)
         screen = open_screen(config.run.steps, config.run.name)
         closing.callback(screen.close)
+        closing.enter_context(ray_calls.quiet())
         token = directory.make_token()
         heart = Heart(directory.path / "stall.txt", config.run.stall_seconds, config.rollout.lease_seconds)
         closing.callback(heart.close)

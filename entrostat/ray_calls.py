@@ -1,9 +1,11 @@
 """What the driver asks of Ray: a cluster, an actor on it, an answer with a deadline."""
 
+import contextlib
+import io
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -19,6 +21,24 @@ log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 1 << 30
 READ_SECONDS = 1.0  # a small answer that is there
+
+
+class _Log(io.TextIOBase):
+    """Where what Ray prints goes."""
+
+    def write(self, text: str) -> int:
+        """Line by line."""
+        for line in text.splitlines():
+            if line.strip():
+                log.info("Ray says: %s", line.strip())
+        return len(text)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Ray's own words from the driver's screen, a dozen lines for every death. The log has them."""
+    with contextlib.redirect_stdout(_Log()):
+        yield
 
 
 def connect(address: str, cpus: int) -> None:

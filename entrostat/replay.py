@@ -1,5 +1,6 @@
 """`entrostat replay`: a run's journal applied again from its first event, and the state at any step."""
 
+import logging
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,8 @@ def run(path: Path, *, to_step: int | None, as_json: bool, console: Console) -> 
         BadInput: the run was never at that step.
         JournalDamaged, JournalDiffers: the journal is not what the run wrote.
     """
+    # What the controller warned of is in the run's log; here it would come up a second time, beside the tables.
+    logging.getLogger("entrostat.controller").addHandler(logging.NullHandler())
     storage = Folder(path / "journal")
     if not storage.segments():
         raise RunDirectoryError(f"{path} has no journal: expected a run directory, as entrostat train makes it")

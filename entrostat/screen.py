@@ -1,5 +1,6 @@
 """What a person sees while a run goes: a live view on a terminal, plain lines anywhere else."""
 
+import sys
 import time
 from collections import deque
 from typing import Protocol
@@ -43,7 +44,7 @@ class Screen(Protocol):
 
 def open_screen(total_steps: int, name: str) -> Screen:
     """The live view where there is a terminal, plain lines otherwise."""
-    console = Console()
+    console = Console(file=sys.stdout)  # whatever stdout becomes meanwhile
     return LiveScreen(console, total_steps, name) if console.is_terminal else PlainScreen(console, total_steps)
 
 

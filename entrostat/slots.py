@@ -156,19 +156,19 @@ class Slots:
         if slot.placed is not None:
             self._watch_place(slot)
         elif slot.ready is not None:
-            if self._has_come(slot.ready, slot, "its engine is not up"):
+            if self._has_come(slot.ready, slot, "its engine was not up"):
                 reference, slot.ready = slot.ready, None
                 ray_calls.answer(reference, slot.who, ANSWER_SECONDS)
                 # Weights of now: those of the moment at which the engine began to start are gone.
                 slot.started = self.start(slot)
         elif slot.started is not None:
-            if self._has_come(slot.started, slot, "it does not serve its first weights"):
+            if self._has_come(slot.started, slot, "it did not serve its first weights"):
                 reference, slot.started = slot.started, None
                 slot.view = wire.decode(ray_calls.answer(reference, slot.who, ANSWER_SECONDS), ActorView)
                 return True
         elif slot.asked is None:
             slot.asked, slot.deadline = slot.handle.view.remote(), self._clock() + self._rollout.lease_seconds
-        elif self._has_come(slot.asked, slot, "it does not answer, its leases have expired"):
+        elif self._has_come(slot.asked, slot, "it did not answer"):
             reference, slot.asked = slot.asked, None
             slot.view = wire.decode(ray_calls.answer(reference, slot.who, ANSWER_SECONDS), ActorView)
             if slot.view.turn_seconds > self._rollout.lease_seconds:
@@ -253,6 +253,9 @@ class Slots:
         self._retire(slot, gently=False)
         if slot.number < self.wanted:
             log.warning("%s died or hangs and is replaced: %s", slot.who, error)
+            what = "hangs" if isinstance(error, Stalled) else "died"
+            why = str(error).removeprefix(f"{slot.who} died: ").splitlines()[0]
+            self._say(f"{slot.who} {what} and is replaced: {why}")
             self.restarts += 1
             self._fill(slot.number)
 

@@ -223,10 +223,11 @@ def test_a_slot_is_used_again_by_the_next_incarnation_and_never_by_two() -> None
 
 def test_one_that_dies_is_replaced_by_the_next_incarnation() -> None:
     world = World(2)
-    world.of(1).died = StationLost("it died")
+    world.of(1).died = StationLost("rollout actor 1 died: for good")
     world.watch(8)
     assert world.serving == [(0, 1), (1, 2)]
     assert world.slots.restarts == 1
+    assert world.said == ["rollout actor 1 died and is replaced: for good"]
 
 
 def test_one_that_dies_while_it_drains_is_not_replaced() -> None:
@@ -249,6 +250,7 @@ def test_one_that_does_not_answer_is_killed_and_replaced_once_its_leases_have_ex
     world.watch(6, seconds=0.1)
     assert hanging.fate == "killed"
     assert world.serving == [(0, 1), (1, 2)]
+    assert world.said == ["rollout actor 1 hangs and is replaced: it did not answer within its deadline"]
 
 
 def test_one_whose_loop_does_not_come_round_is_replaced() -> None:
