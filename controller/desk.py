@@ -45,7 +45,7 @@ from entrostat.controller.replay import replay
 from entrostat.controller.snapshot import ControllerState
 from entrostat.controller.state import Controller
 from entrostat.protocol import wire
-from entrostat.protocol.errors import EntrostatError, JournalDamaged
+from entrostat.protocol.errors import EntrostatError, JournalDamaged, StationLost
 from entrostat.protocol.messages import (
     ControllerView,
     GroupsMissing,
@@ -219,10 +219,12 @@ class Desk:
         self._synced = max(self._synced, recorded)
 
     def close(self) -> None:
-        """The run came to its end: says so in the journal."""
-        if self._failure is None:
-            self._write(Closed())
-            self.sync()
+        """The run came to its end: says so in the journal, once. Nothing is answered any more."""
+        if self._failure is not None:
+            return
+        self._write(Closed())
+        self.sync()
+        self._failure = StationLost("the run has come to its end: its controller answers no more")
         self._file.close()
 
     def _now(self) -> float:

@@ -36,6 +36,7 @@ class Branch(msgspec.Struct, kw_only=True):
     orders: int = 0
     trained: list[TrainedOrder] = msgspec.field(default_factory=list)
     notes: list[str] = msgspec.field(default_factory=list)  # of what is void
+    began: bool = False
     closed: bool = False
     end: ControllerState | None = None
 
@@ -52,10 +53,11 @@ class _Reader:
         self._storage, self._watch = storage, watch
         self._digests: dict[PolicyVersion, set[int]] = {}  # of the states that a branch may begin with
         self._ordered: TrainOrder | None = None
+        self._branches: set[int] = set()
 
     def branch(self, number: int, segments: list[int]) -> Branch:
         """Applies all segments of a branch."""
-        branch = Branch(number=number)
+        branch = Branch(number=number, began=number == 0 and bool(segments))
         controller: Controller | None = None
         opened = [(segment, first) for segment in segments if (first := self._first(segment, branch)) is not None]
         for place, (segment, first) in enumerate(opened):
@@ -70,6 +72,7 @@ class _Reader:
             self._events(branch, controller, Frames(content[:counted], name), last=place + 1 == len(opened))
             branch.segments += 1
             branch.bytes += len(content)
+        self._branches.add(number)
         branch.end = None if controller is None else controller.state()
         if branch.end is not None:
             self._digests.setdefault(branch.end.version, set()).add(wire.digest(wire.encode(branch.end)))
@@ -135,10 +138,15 @@ class _Reader:
             branch.trained[-1] = msgspec.structs.replace(branch.trained[-1], checksum=event.checksum)
 
     def _check_parent(self, branch: Branch, event: Rewound, place: str) -> None:
-        branch.start, self._ordered = event.step, None
+        branch.start, self._ordered, branch.began = event.step, None, True
         if event.state is None:
             return
         branch.parent = event.state.version
+        if branch.parent.branch not in self._branches:
+            raise JournalDamaged(
+                f"{place}: branch {branch.number} goes on from version {branch.parent}, and the journal has no branch "
+                f"{branch.parent.branch}: its files are gone"
+            )
         known = self._digests.get(event.state.version)
         if known is not None and wire.digest(wire.encode(event.state)) not in known:
             raise JournalDiffers(
@@ -164,6 +172,11 @@ def read(storage: Storage, watch: Callable[[Event, Controller], None] | None = N
     return [reader.branch(number, segments) for number, segments in found.items()]
 
 
+def newest(branches: list[Branch]) -> Branch | None:
+    """The last branch that began: a process may die between opening its journal and that."""
+    return next((branch for branch in reversed(branches) if branch.began), None)
+
+
 def since(branches: list[Branch], checkpoint: PolicyVersion) -> list[TrainedOrder]:
     """The orders trained since a checkpoint in the history that leads to the end of the newest branch, in order.
 
@@ -171,14 +184,14 @@ def since(branches: list[Branch], checkpoint: PolicyVersion) -> list[TrainedOrde
     not descend from the checkpoint.
     """
     by_number = {branch.number: branch for branch in branches}
-    branch = branches[-1] if branches else None
+    branch = newest(branches)
     found: list[TrainedOrder] = []
     while branch is not None:
         found = [*branch.trained, *found]
         if branch.number == checkpoint.branch:
             return [one for one in found if one.order.version.step >= checkpoint.step]
-        if branch.parent is None:
-            return []
+        if branch.parent is None:  # it began anew, as a run does that is killed before its first checkpoint
+            return found if checkpoint.step == branch.start == 0 else []
         end, branch = branch.parent, by_number.get(branch.parent.branch)
         if branch is not None:
             branch = msgspec.structs.replace(

@@ -126,7 +126,12 @@ class ControllerActor:
         loop = asyncio.get_running_loop()
 
         def scale(actors: int) -> int:
-            return asyncio.run_coroutine_threadsafe(self.scale(actors), loop).result(SCALE_SECONDS)
+            asked = asyncio.run_coroutine_threadsafe(self.scale(actors), loop)
+            try:
+                return asked.result(SCALE_SECONDS)
+            except TimeoutError:
+                asked.cancel()  # who was told that it failed must not find it done later
+                raise
 
         exporter = Exporter(
             "controller",

@@ -406,6 +406,8 @@ class Controller:
         if self._round.order is not None and missing.version == self._round.order.version:
             self._book.give_up(missing.lease_ids)
             self._round.give_up()
+            # A buffer that was only away may hold them yet.
+            return _discard((*missing.lease_ids, *self._drop_filtered()))
         return _discard(self._drop_filtered())
 
 

@@ -50,8 +50,11 @@ def steps_since(directory: RunDirectory, saved: PolicyVersion) -> tuple[tuple[Tr
     """
     branches = history.read(Folder(directory.path / "journal"))
     found = history.since(branches, saved)
-    end = branches[-1].end if branches else None
+    last = history.newest(branches)
+    end = None if last is None else last.end
     if not found or end is None:
+        if end is not None and end.version.step > saved.step:
+            log.warning("the run goes on from its checkpoint: its journal does not lead from there to %s", end.version)
         return (), None
     missing = [one.order.version for one in found if not recorded.holds(directory.recorded, one.order.version)]
     if missing or end.version.step != saved.step + len(found):

@@ -26,6 +26,8 @@ FIXED = {
     "rollout.engine.kind": "the policy's samples came from that engine",
     "rollout.engine.skill": SIMULATED,
     "rollout.engine.learning": SIMULATED,
+    "rollout.engine.median_tokens": SIMULATED,
+    "rollout.engine.spread": SIMULATED,
     "rollout.temperature": "the entropy's anchor was measured at it",
     "entropy": LAW,
     "learner.weights": "the checkpoint holds what was trained",
@@ -45,7 +47,7 @@ DECIDING = frozenset(
         *("rollout.tolerance", "rollout.engine.max_sequences", "rollout.engine.memory_share"),
         *("rollout.engine.kv_cache_gib", "rollout.engine.tensor_parallel", "rollout.engine.threads"),
         *("rollout.engine.own_process", "rollout.engine.enforce_eager", "rollout.engine.max_model_tokens"),
-        *("rollout.engine.tokens_per_second", "rollout.engine.update_seconds"),
+        *("rollout.engine.tokens_per_second", "rollout.engine.update_seconds", "rollout.engine.step_seconds"),
         *("learner.device", "learner.threads", "learner.gpus", "learner.ranks", "learner.lr", "learner.schedule"),
         *("learner.warmup_steps", "learner.final_lr_ratio", "learner.gradient_clip", "learner.loss"),
         *("learner.advantages", "learner.aggregation", "learner.policy_tokens", "learner.entropy_advantage"),
@@ -62,12 +64,17 @@ DECIDING = frozenset(
 FREE = frozenset(
     {
         *("run.steps", "run.stall_seconds", "run.restarts", "run.record_samples"),
+        *("rollout.drain_seconds", "rollout.max_actors"),
         *("verifier.processes", "verifier.deadline_seconds", "verifier.alarm_share"),
         *("learner.rank_seconds", "learner.drift_alarm", "learner.drift_stop"),
         *("checkpoint.keep", "monitor.host", "monitor.port", "monitor.sinks", "report.samples_per_step"),
     }
 )
 
+AGAIN = (
+    "the recorded steps since the checkpoint are trained again first, and would lead to other weights; with --set "
+    "run.record_samples=false too, the run goes on from the checkpoint itself"
+)
 EXACT = "with run.deterministic = true a resumed run must equal an unbroken one"
 
 
@@ -78,8 +85,11 @@ def check(before: RunConfig, after: RunConfig, run: str) -> None:
         ConfigError: it can't; names every setting that would have to stay, its values, and why.
     """
     refused = []
+    recorded = before.run.record_samples and after.run.record_samples
     for place, old, new in changes(msgspec.to_builtins(before), msgspec.to_builtins(after)):
         reason = why_not(place, before)
+        if not reason and recorded and place.startswith("learner.") and entry(place, DECIDING):
+            reason = AGAIN
         if reason:
             refused.append(f"  {place} is {old}, and can't become {new}: {reason}")
     if refused:

@@ -315,8 +315,8 @@ class Run:
             return
         self._screen.waiting("evaluating")
         began = time.monotonic()
-        deadline = began + self._config.run.stall_seconds
         while not self._evaluated(self._version.step):
+            deadline = time.monotonic() + self._config.run.stall_seconds  # anew: an actor may die while it evaluates
             while self._cluster.serving() != self._version:
                 if time.monotonic() > deadline:
                     raise Stalled(f"no rollout actor loaded version {self._version} within run.stall_seconds")

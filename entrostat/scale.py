@@ -1,5 +1,6 @@
 """`entrostat scale RUN --actors N`: asks a living run's controller for another number of rollout actors."""
 
+import http.client
 import json
 import time
 import urllib.error
@@ -71,7 +72,7 @@ def ask(info: RunInfo, token: str, actors: int) -> Scaling:
         if error.code in REFUSED:
             raise ConfigError(said) from error
         raise StationLost(said) from error
-    except OSError as error:
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise _nobody(info, error) from error
 
 
@@ -83,7 +84,7 @@ def ready(info: RunInfo) -> int:
     """
     try:
         groups = json.loads(_read(urllib.request.Request(info.targets)))
-    except OSError as error:
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise _nobody(info, error) from error
     return sum(group["labels"]["station"] == "rollout" for group in groups)
 
@@ -112,12 +113,29 @@ def _wait(info: RunInfo, directory: Path, actors: int, seconds: float) -> None:
 
 
 def _read(request: urllib.request.Request) -> bytes:
-    with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
-        content: bytes = answer.read()
+    """The answer of the run itself.
+
+    Raises:
+        OSError: there is none.
+    """
+    # The token is for the run alone: no proxy, and nowhere that an answer sends on to.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+    try:
+        with opener.open(request, timeout=ANSWER_SECONDS) as answer:
+            content: bytes = answer.read()
+    except (http.client.HTTPException, UnicodeError) as error:
+        raise OSError(f"what answers there is no run of Entrostat: {error}") from error
     return content
 
 
-def _nobody(info: RunInfo, error: OSError) -> RunDirectoryError:
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Takes an answer that names another address for what it is: a refusal."""
+
+    def redirect_request(self, *arguments: object) -> None:
+        """None: nothing is asked there."""
+
+
+def _nobody(info: RunInfo, error: Exception) -> RunDirectoryError:
     return RunDirectoryError(
         f"nobody answers at {info.targets} ({error}): the run (process {info.process}) has ended, or is on another host"
     )

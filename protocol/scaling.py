@@ -76,7 +76,9 @@ class ScaleGate:
         try:
             before = self._scale(wanted)
         except (EntrostatError, TimeoutError, OSError) as error:
-            return _refusal(503, "failed", f"the controller did not take it in: {error or 'it did not answer in time'}")
+            return _refusal(
+                503, "failed", f"the controller did not take it in: {str(error) or 'it did not answer in time'}"
+            )
         log.info("the run is scaled from %d to %d rollout actors", before, wanted)
         return Answer(200, msgspec.json.encode(Scaling(before=before, actors=wanted)))
 

@@ -6,8 +6,8 @@ from msgspec.structs import replace
 from entrostat.controller.events import Order, Rewound
 from entrostat.controller.journal import Frames, Opened, Recorded
 from entrostat.protocol import wire
-from entrostat.protocol.errors import JournalDamaged, ResourceError
-from entrostat.protocol.messages import Pulse, TrainOrder
+from entrostat.protocol.errors import JournalDamaged, ResourceError, StationLost
+from entrostat.protocol.messages import GroupsMissing, Pulse, TrainOrder
 from tests.made_journal import LEVELS, Memory, Office
 from tests.made_messages import manifest, published, run_of, step_of, version
 
@@ -209,3 +209,25 @@ def test_levels_come_from_the_journal_after_a_restart() -> None:
     office = Office()
     office.killed()
     assert office.desk.controller.state().difficulty.names == tuple(dict.fromkeys(LEVELS))
+
+
+def test_nothing_is_written_after_the_end() -> None:
+    office = Office()
+    office.step()
+    office.desk.close()
+    written = len(office.storage.last.content)
+    office.desk.close()
+    with pytest.raises(StationLost, match="come to its end"):
+        office.pulse()
+    with pytest.raises(StationLost, match="come to its end"):
+        office.desk.tick()
+    assert len(office.storage.last.content) == written
+
+
+def test_the_buffer_is_told_to_forget_the_groups_of_an_order_that_were_missing() -> None:
+    office = Office()
+    order = office.ordered()
+    office.desk.discards()
+    lost = order.groups[0].lease_id
+    office.desk.missing(GroupsMissing(version=order.version, lease_ids=(lost,)))
+    assert office.desk.discards() == [lost]

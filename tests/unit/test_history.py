@@ -11,7 +11,7 @@ from entrostat.controller.journal import Frames, Opened, Record, Recorded
 from entrostat.protocol import wire
 from entrostat.protocol.errors import JournalDamaged, JournalDiffers
 from entrostat.protocol.messages import PolicyVersion
-from tests.made_journal import Memory, Office
+from tests.made_journal import LEVELS, Memory, Office
 
 
 def lived() -> Office:
@@ -143,5 +143,41 @@ def test_the_orders_since_a_checkpoint_are_those_of_the_surviving_history() -> N
     branches = history.read(lived().storage)
     found = history.since(branches, PolicyVersion(branch=0, step=1))
     assert [str(one.order.version) for one in found] == ["0.1", "1.2"]
-    assert history.since(branches, PolicyVersion(branch=7, step=0)) == []
+    assert history.since(branches, PolicyVersion(branch=7, step=1)) == []
     assert history.since([], PolicyVersion(branch=0, step=0)) == []
+
+
+def test_a_run_that_began_anew_before_its_first_checkpoint_keeps_what_it_trained_since() -> None:
+    office = Office()
+    office.branch = 1
+    office.desk = office.opened(LEVELS, 1, 0, None)
+    office.step()
+    office.step()
+    found = history.since(history.read(office.storage), PolicyVersion(branch=0, step=0))
+    assert [str(one.order.version) for one in found] == ["1.0", "1.1"]
+    assert history.since(history.read(office.storage), PolicyVersion(branch=0, step=1)) == []
+
+
+def test_a_branch_whose_process_died_before_it_began_hides_nothing() -> None:
+    office = Office()
+    office.step()
+    office.step()
+    before = history.since(history.read(office.storage), PolicyVersion(branch=0, step=0))
+    office.resumed(office.desk.controller.state())
+    content = office.storage.files[1, 0].content
+    _, (rewound, _, _), *_ = Frames(bytes(content), "x")
+    del content[rewound:]
+    branches = history.read(office.storage)
+    assert len(branches) == 2
+    assert len(history.since(branches, PolicyVersion(branch=0, step=0))) == len(before) == 2
+    newest = history.newest(branches)
+    assert newest is not None
+    assert newest.number == 0
+
+
+def test_a_branch_that_goes_on_from_one_that_is_gone_is_refused() -> None:
+    office = lived()
+    for name in [name for name in office.storage.files if name[0] == 0]:
+        del office.storage.files[name]
+    with pytest.raises(JournalDamaged, match=r"the journal has no branch 0: its files are gone"):
+        history.read(office.storage)

@@ -104,3 +104,14 @@ def test_a_deterministic_schedule_keeps_its_end(tmp_path: Path) -> None:
 def test_a_setting_that_nothing_is_known_of_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"whether run\.colour may change"):
         resumable.why_not("run.colour", config.load(small_file(tmp_path)))
+
+
+def test_recorded_steps_are_trained_again_only_as_they_were(tmp_path: Path) -> None:
+    recorded, folders = ("run.record_samples=true",), [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    said = refused(folders[0], "learner.lr=0.5", begun=recorded)
+    assert "learner.lr" in said
+    assert "trained again first" in said
+    allowed(folders[1], "learner.lr=0.5", "run.record_samples=false", begun=recorded)
+    allowed(folders[2], "learner.rank_seconds=99.0", begun=recorded)

@@ -205,6 +205,13 @@ def test_the_command_says_what_happens(run: Run) -> None:
     assert scale.sentence(Scaling(before=3, actors=3)) == "3 rollout actors, as before"
 
 
+def test_a_proxy_never_sees_the_token(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert scale.ask(run.info, TOKEN, 4).actors == 4
+
+
 def test_a_refusal_reaches_the_user_as_bad_input(run: Run) -> None:
     with pytest.raises(ConfigError, match=r"403.*token"):
         scale.ask(run.info, "wrong", 5)
