@@ -21,7 +21,7 @@ from entrostat.controller.events import Command, Event
 from entrostat.controller.snapshot import ControllerState
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import Int32, UInt8
-from entrostat.protocol.errors import JournalDamaged, ResourceError, WireError
+from entrostat.protocol.errors import JournalDamaged, ResourceError, SchemaMismatch, WireError
 from entrostat.protocol.messages import WeightsManifest
 from entrostat.protocol.settings import Stations
 
@@ -138,6 +138,8 @@ class Frames:
         while self.end < len(self._content):
             try:
                 frame = wire.first_frame(self._content[self.end :])
+            except SchemaMismatch:
+                raise  # no torn end: whole records, which this release can't read
             except WireError as error:
                 self._refuse_unless_torn(error)
                 return

@@ -276,8 +276,3 @@ class Machine(RuleBasedStateMachine):
 
 Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
 TestMachine = Machine.TestCase
-
-
-def test_the_rules_are_ten_kinds_of_event_and_more() -> None:
-    kinds = Event.__args__
-    assert len(kinds) == 10

@@ -9,7 +9,7 @@ from entrostat.controller import history
 from entrostat.controller.events import Order
 from entrostat.controller.journal import Frames, Opened, Record, Recorded
 from entrostat.protocol import wire
-from entrostat.protocol.errors import JournalDamaged, JournalDiffers
+from entrostat.protocol.errors import JournalDamaged, JournalDiffers, SchemaMismatch
 from entrostat.protocol.messages import PolicyVersion
 from tests.made_journal import LEVELS, Memory, Office
 
@@ -180,4 +180,12 @@ def test_a_branch_that_goes_on_from_one_that_is_gone_is_refused() -> None:
     for name in [name for name in office.storage.files if name[0] == 0]:
         del office.storage.files[name]
     with pytest.raises(JournalDamaged, match=r"the journal has no branch 0: its files are gone"):
+        history.read(office.storage)
+
+
+def test_a_journal_of_another_release_is_refused_and_not_taken_for_torn(monkeypatch: pytest.MonkeyPatch) -> None:
+    office = Office()
+    office.step()
+    monkeypatch.setattr(wire, "SCHEMA_VERSION", wire.SCHEMA_VERSION + 1)
+    with pytest.raises(SchemaMismatch, match="the same release"):
         history.read(office.storage)
