@@ -36,7 +36,8 @@ from entrostat.protocol.messages import (
     WeightsManifest,
 )
 from entrostat.protocol.ports import Completion, SampleRequest, Tokenizer
-from entrostat.protocol.settings import SimulatedSettings, Stations, TaskSettings, VerifierSettings
+from entrostat.protocol.settings import SimulatedSettings, Stations, VerifierSettings
+from entrostat.protocol.task_settings import TaskSettings
 
 VARIABLE = "ENTROSTAT_GROUPS_SECONDS"
 TOKENS = 2048  # of a sample

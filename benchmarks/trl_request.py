@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from entrostat.protocol.errors import ConfigError, ModelError
 from entrostat.protocol.ranges import Count, CountOrZero, NonNegative, OpenShare, Positive, Settings
-from entrostat.protocol.settings import TaskSettings
+from entrostat.protocol.task_settings import TaskSettings
 
 
 class AdaptiveEntropy(Settings, frozen=True, kw_only=True):

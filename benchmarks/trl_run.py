@@ -43,7 +43,7 @@ from entrostat.actors.tokenizer import HuggingFaceTokenizer
 from entrostat.actors.verifiers.judge import Judge
 from entrostat.protocol.errors import ConfigError, EntrostatError, ModelError, NumericsError, RunDirectoryError
 from entrostat.protocol.messages import Prompt, PromptSet
-from entrostat.protocol.settings import TaskSettings
+from entrostat.protocol.task_settings import TaskSettings
 
 # ── the same task ────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -12,15 +12,8 @@ from entrostat.protocol.entropy_settings import EntropySettings
 from entrostat.protocol.errors import ConfigError
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.ranges import Count, CountOrZero, Port, Seconds, Settings, Temperature
-from entrostat.protocol.settings import (
-    BatchSettings,
-    Jsonl,
-    ModelSettings,
-    RolloutSettings,
-    Stations,
-    TaskSettings,
-    VerifierSettings,
-)
+from entrostat.protocol.settings import BatchSettings, ModelSettings, RolloutSettings, Stations, VerifierSettings
+from entrostat.protocol.task_settings import Jsonl, TaskSettings
 from entrostat.validate import Problem, problems, with_kinds
 
 

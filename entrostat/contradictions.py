@@ -20,7 +20,8 @@ from entrostat.protocol.entropy_settings import (
     TopKEntropy,
 )
 from entrostat.protocol.learner_settings import Lora
-from entrostat.protocol.settings import Jsonl, SimulatedSettings, TaskSettings, VllmSettings
+from entrostat.protocol.settings import SimulatedSettings, VllmSettings
+from entrostat.protocol.task_settings import HuggingFace, Jsonl, Parquet, ReasoningGym, TaskSettings
 from entrostat.validate import Problem
 
 if TYPE_CHECKING:
@@ -49,9 +50,19 @@ def model_facts(path: str) -> ModelFacts | None:
 
 def prompt_count(tasks: tuple[TaskSettings, ...]) -> int | None:
     """How many prompts the tasks hold together; None if one of them is a file that isn't here."""
-    counts = [count_rows(task) if isinstance(task, Jsonl) else task.size for task in tasks]
+    counts = [_count(task) for task in tasks]
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
+
+
+def _count(task: TaskSettings) -> int | None:
+    match task:
+        case ReasoningGym():
+            return task.size
+        case Jsonl():
+            return count_rows(task)
+        case Parquet() | HuggingFace():
+            return None
 
 
 def contradictions(config: "RunConfig", evaluation_without_tasks: bool) -> list[Problem]:

@@ -13,7 +13,8 @@ from entrostat.parameters import adapter_count, parameter_count
 from entrostat.preflight import VERSIONS_IN_MEMORY
 from entrostat.protocol.entropy_settings import AnchoredLaw, BandLaw, ThermostatLaw
 from entrostat.protocol.learner_settings import AllWeights, Lora
-from entrostat.protocol.settings import Jsonl, SimulatedSettings, TaskSettings, VllmSettings
+from entrostat.protocol.settings import SimulatedSettings, VllmSettings
+from entrostat.protocol.task_settings import Jsonl, ReasoningGym, TaskSettings
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -97,6 +98,8 @@ def _task(task: TaskSettings) -> str:
     if isinstance(task, Jsonl):
         rows = count_rows(task)
         return f"{task.path}: {'not on this machine' if rows is None else f'{rows:,} problems'}"
+    if not isinstance(task, ReasoningGym):
+        return "rows of a table"
     parameters = ", ".join(f"{key} {value}" for key, value in task.parameters.items())
     named = f"{task.dataset} ({parameters})" if parameters else task.dataset
     return f"{task.size:,} generated problems of {named}, level {task.level or task.dataset!r}"

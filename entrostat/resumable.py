@@ -41,7 +41,7 @@ FIXED = {
 # May change, but for a deterministic run: they decide what is computed, or when.
 DECIDING = frozenset(
     {
-        *("batch.prompts", "batch.filter", "batch.refill"),
+        *("batch.prompts", "batch.filter", "batch.refill", "batch.sampling"),
         *("rollout.actors", "rollout.samples_per_prompt", "rollout.max_response_tokens", "rollout.max_staleness"),
         *("rollout.groups_in_flight", "rollout.reproducible", "rollout.lease_seconds", "rollout.gpus"),
         *("rollout.tolerance", "rollout.engine.max_sequences", "rollout.engine.memory_share"),

@@ -95,6 +95,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     status: Status
     seconds: float
     detail: str = ""
+    answer: str = ""  # what was read as the answer: equal texts are one vote; empty where nothing was
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True, tag=True):

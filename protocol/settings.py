@@ -5,7 +5,7 @@ Ranges stand at the field; what only several fields together can say wrong is ch
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, field
+from msgspec import Meta
 
 from entrostat.protocol.entropy_settings import EntropySettings
 from entrostat.protocol.learner_settings import LearnerSettings
@@ -21,6 +21,7 @@ from entrostat.protocol.ranges import (
     Temperature,
     Threads,
 )
+from entrostat.protocol.task_settings import TaskSettings
 
 # ── model ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -33,40 +34,7 @@ class ModelSettings(Settings, frozen=True, kw_only=True):
     trust_remote_code: bool = False
 
 
-# ── tasks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class ReasoningGym(Settings, frozen=True, kw_only=True, tag_field="kind", tag="reasoning_gym"):
-    """Generated problems of the `reasoning-gym` library, judged by the library's own scorer.
-
-    The answer is read from the last `<answer>…</answer>` of the response.
-    """
-
-    dataset: str
-    size: Annotated[int, Meta(ge=1, le=10_000_000)]
-    seed: CountOrZero = 0
-    level: str = ""  # default: the dataset's name
-    parameters: dict[str, int | float | str | bool | list[int | float | str]] = field(default_factory=dict)
-    template: str = "{question}"
-    system: str = ""
-    chat: bool = False  # format with the tokenizer's chat template
-
-
-class Jsonl(Settings, frozen=True, kw_only=True, tag_field="kind", tag="jsonl"):
-    """A file with one problem a line, judged by `math-verify`."""
-
-    path: str
-    question: str = "question"
-    answer: str = "answer"
-    answer_after: str = ""  # the answer is what follows the last occurrence of this mark, as "####" in GSM8K
-    level: str = ""  # a field's name; default: one level for the whole file
-    limit: CountOrZero = 0  # use the first so many rows; 0 uses all
-    template: str = "{question}"
-    system: str = ""
-    chat: bool = False
-
-
-TaskSettings = ReasoningGym | Jsonl
+# ── verifiers ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class VerifierSettings(Settings, frozen=True, kw_only=True):
@@ -130,6 +98,23 @@ class RolloutSettings(Settings, frozen=True, kw_only=True):
     tolerance: NonNegative = 0.0  # of the weights' probe, nats; 0: 1e-4 in float32, 5e-2 in bfloat16
 
 
+class Uniform(Settings, frozen=True, kw_only=True, tag_field="kind", tag="uniform"):
+    """Every prompt is drawn when its turn in the epoch comes."""
+
+
+class MixedResults(Settings, frozen=True, kw_only=True, tag_field="kind", tag="mixed_results"):
+    """Prompts are drawn by how likely their samples differ in reward, as the controller estimates it.
+
+    A prompt whose turn comes is drawn with probability `floor + (1 − floor)·P(mixed)/max P(mixed)`, else passed over
+    until the next epoch.
+    """
+
+    floor: Annotated[float, Meta(ge=0.01, le=1)] = 0.1  # no prompt is drawn less often than this share of its turns
+
+
+SamplingSettings = Uniform | MixedResults
+
+
 class BatchSettings(Settings, frozen=True, kw_only=True):
     """What one optimizer step consumes."""
 
@@ -137,6 +122,7 @@ class BatchSettings(Settings, frozen=True, kw_only=True):
     shuffle: bool = True
     filter: Literal["none", "zero_variance"] = "none"  # leave out groups whose rewards are all equal, and sample others
     refill: Annotated[float, Meta(ge=1)] = 3.0  # with a filter: at most so many times `prompts` groups for one order
+    sampling: SamplingSettings = Uniform()
 
 
 class Stations(Settings, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ import xxhash
 from entrostat.protocol.arrays import UInt8, aligned, dtype_of
 from entrostat.protocol.errors import ChecksumMismatch, SchemaMismatch, WireError
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 MAGIC = b"ENTR"
 HEADER = struct.Struct("<4sHHQQQ")
 

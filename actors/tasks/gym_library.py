@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from entrostat.protocol.errors import TaskError
-from entrostat.protocol.settings import ReasoningGym
+from entrostat.protocol.task_settings import ReasoningGym
 
 LIBRARY = "reasoning_gym"
 

@@ -8,7 +8,7 @@ import msgspec
 
 from entrostat.actors.tasks.problem import Problem
 from entrostat.protocol.errors import TaskError
-from entrostat.protocol.settings import Jsonl
+from entrostat.protocol.task_settings import Jsonl
 
 
 def read(settings: Jsonl) -> list[Problem]:

@@ -9,7 +9,7 @@ from entrostat.actors.tasks.problem import Problem
 from entrostat.protocol.errors import TaskError
 from entrostat.protocol.messages import Prompt, PromptSet
 from entrostat.protocol.ports import Tokenizer
-from entrostat.protocol.settings import Jsonl, ReasoningGym, TaskSettings
+from entrostat.protocol.task_settings import HuggingFace, Jsonl, Parquet, ReasoningGym, TaskSettings
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,8 @@ def _problems(task: TaskSettings, unlike: Set[str]) -> list[Problem]:
             return reasoning_gym.generate(task, unlike)
         case Jsonl():
             return _unseen(task, jsonl.read(task), unlike)
+        case Parquet() | HuggingFace():
+            raise TaskError(f"tasks of {type(task).__name__} can't be read yet: write the problems as JSONL")
 
 
 def _unseen(task: Jsonl, problems: list[Problem], unlike: Set[str]) -> list[Problem]:

@@ -7,7 +7,7 @@ from entrostat.actors.tasks.entries import encode_entry
 from entrostat.actors.tasks.gym_library import create_dataset
 from entrostat.actors.tasks.problem import Problem
 from entrostat.protocol.errors import TaskError
-from entrostat.protocol.settings import ReasoningGym
+from entrostat.protocol.task_settings import ReasoningGym
 
 # A small task repeats itself (one-digit sums): so many draws are made for each problem wanted before giving up.
 DRAWS_PER_PROBLEM = 20

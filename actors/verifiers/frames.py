@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from entrostat.protocol.messages import Prompt, Verdict
-from entrostat.protocol.settings import TaskSettings
+from entrostat.protocol.task_settings import TaskSettings
 
 LENGTH = struct.Struct("<I")
 # A worker reads what a language model wrote: were it taken over, it could at most waste so much of its parent's memory.

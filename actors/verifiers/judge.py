@@ -5,9 +5,11 @@ from collections.abc import Sequence
 
 import msgspec
 
+from entrostat.protocol.errors import TaskError
 from entrostat.protocol.messages import Prompt, Verdict
 from entrostat.protocol.ports import Verifier
-from entrostat.protocol.settings import Jsonl, ReasoningGym, TaskSettings
+from entrostat.protocol.task_settings import ReasoningGym, TaskSettings
+from entrostat.protocol.verifier_settings import AnyVerifier, GymScorer, Math
 
 DETAIL_CHARACTERS = 300
 
@@ -39,16 +41,28 @@ class Judge:
 
 
 def verifier_of(task: TaskSettings) -> Verifier:
-    """The verifier of a kind of task; imports its library only where it is used."""
-    match task:
-        case ReasoningGym():
+    """The verifier of a task; imports its library only where it is used.
+
+    Raises:
+        TaskError: the task can't be judged that way.
+    """
+    return _verifier(task.verifier, task)
+
+
+def _verifier(settings: AnyVerifier, task: TaskSettings) -> Verifier:
+    match settings:
+        case GymScorer():
             from entrostat.actors.verifiers.reasoning_gym import ReasoningGymVerifier
 
+            if not isinstance(task, ReasoningGym):
+                raise TaskError("the reasoning_gym verifier scores what the library generated: name another one")
             return ReasoningGymVerifier(task)
-        case Jsonl():
+        case Math():
             from entrostat.actors.verifiers.math import MathVerifier
 
             return MathVerifier()
+        case _:
+            raise TaskError(f"no verifier {type(settings).__name__} yet")
 
 
 def failed(detail: str) -> Verdict:

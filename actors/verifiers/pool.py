@@ -14,7 +14,8 @@ from entrostat.actors.verifiers.process import WorkerLost, WorkerProcess
 from entrostat.actors.verifiers.tally import StatusTally
 from entrostat.protocol.errors import StationLost
 from entrostat.protocol.messages import Prompt, Status, Verdict
-from entrostat.protocol.settings import TaskSettings, VerifierSettings
+from entrostat.protocol.settings import VerifierSettings
+from entrostat.protocol.task_settings import TaskSettings
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import msgspec
 
 from entrostat.actors.verifiers.frames import Batch, Hello, Ready, pack, take
 from entrostat.protocol.messages import Verdict
-from entrostat.protocol.settings import TaskSettings
+from entrostat.protocol.task_settings import TaskSettings
 
 START_SECONDS = 60.0
 WRITE_SECONDS = 10.0

@@ -6,7 +6,7 @@ import re
 from entrostat.actors.tasks.entries import decode_entry
 from entrostat.actors.tasks.gym_library import create_dataset
 from entrostat.protocol.messages import Prompt, Verdict
-from entrostat.protocol.settings import ReasoningGym
+from entrostat.protocol.task_settings import ReasoningGym
 
 # The library's own `extract_answer`: the last pair of tags, and one blank on either side inside them.
 ANSWER = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)

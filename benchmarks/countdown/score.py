@@ -11,7 +11,7 @@ from entrostat.actors.tasks.entries import decode_entry
 from entrostat.actors.verifiers.judge import Judge
 from entrostat.actors.verifiers.reasoning_gym import ANSWER
 from entrostat.protocol.messages import Prompt, Verdict
-from entrostat.protocol.settings import ReasoningGym, TaskSettings
+from entrostat.protocol.task_settings import ReasoningGym, TaskSettings
 
 PLAIN = re.compile(r"(?:\(|\)|[+-]|\*(?!\*)|(?<!\d)(?:0|[1-9]\d*)(?!\d))+")
 NUMBER = re.compile(r"\d+")

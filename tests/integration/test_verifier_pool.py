@@ -14,7 +14,8 @@ from entrostat.actors.verifiers.pool import VerifierPool
 from entrostat.actors.verifiers.tally import BATCH, StatusTally
 from entrostat.protocol.errors import StationLost
 from entrostat.protocol.messages import Prompt, Verdict
-from entrostat.protocol.settings import Jsonl, ReasoningGym, TaskSettings, VerifierSettings
+from entrostat.protocol.settings import VerifierSettings
+from entrostat.protocol.task_settings import Jsonl, ReasoningGym, TaskSettings
 
 SUMS = ReasoningGym(dataset="chain_sum", size=32)
 TASKS: tuple[TaskSettings, ...] = (SUMS, Jsonl(path="not read by a verifier"))

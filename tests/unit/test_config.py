@@ -11,7 +11,7 @@ from entrostat import toml
 from entrostat.config import RunConfig, effective_toml, load, stations
 from entrostat.protocol.entropy_settings import BandLaw, FixedLaw, ThermostatLaw
 from entrostat.protocol.learner_settings import PpoClip
-from entrostat.protocol.settings import Jsonl
+from entrostat.protocol.task_settings import Jsonl
 from tests.made_config import SMALL, edited, refused, small_file
 
 

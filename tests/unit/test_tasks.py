@@ -11,7 +11,7 @@ from entrostat.actors.tasks.entries import decode_entry, encode_entry
 from entrostat.actors.tasks.load import load_prompts
 from entrostat.protocol.arrays import Int32
 from entrostat.protocol.errors import TaskError
-from entrostat.protocol.settings import Jsonl, ReasoningGym
+from entrostat.protocol.task_settings import Jsonl, ReasoningGym
 
 
 class Words:

@@ -5,7 +5,7 @@ import pytest
 from entrostat.actors.tasks.load import load_prompts
 from entrostat.actors.verifiers.judge import Judge
 from entrostat.protocol.messages import Prompt
-from entrostat.protocol.settings import Jsonl, ReasoningGym
+from entrostat.protocol.task_settings import Jsonl, ReasoningGym
 
 SUMS = ReasoningGym(dataset="chain_sum", size=4)
 MATHS = Jsonl(path="not read by a verifier")

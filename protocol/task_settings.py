@@ -1,0 +1,79 @@
+"""Where problems come from, and which verifier judges the responses to them: one Struct per kind of task."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, field
+
+from entrostat.protocol.ranges import CountOrZero, NonNegative, OpenShare, Settings
+from entrostat.protocol.verifier_settings import AnyVerifier, GymScorer, Math
+
+
+class Example(Settings, frozen=True, kw_only=True):
+    """A solved problem that the policy reads before its own."""
+
+    question: str
+    answer: str  # as the policy shall write it
+
+
+class _Task(Settings, frozen=True, kw_only=True):
+    """What every kind of task has."""
+
+    level: str = ""  # see each kind
+    template: str = "{question}"
+    system: str = ""
+    chat: bool = False  # format with the tokenizer's chat template
+    few_shot: tuple[Example, ...] = ()  # solved before the question
+    weight: NonNegative = 0.0  # of the prompts drawn, its share is in proportion; 0: as many as it has problems
+    seed: CountOrZero = 0
+
+
+class ReasoningGym(_Task, frozen=True, kw_only=True, tag_field="kind", tag="reasoning_gym"):
+    """Generated problems of the `reasoning-gym` library; `level` is a name for them, by default the dataset's.
+
+    The library's own scorer reads the answer from the last `<answer>…</answer>` of the response.
+    """
+
+    dataset: str
+    size: Annotated[int, Meta(ge=1, le=10_000_000)]
+    parameters: dict[str, int | float | str | bool | list[int | float | str]] = field(default_factory=dict)
+    verifier: AnyVerifier = GymScorer()
+
+
+class _Rows(_Task, frozen=True, kw_only=True):
+    """What every kind of table has: fields by their names, those inside others with dots. `level` is a field's name."""
+
+    question: str = "question"
+    answer: str = "answer"
+    answer_after: str = ""  # the answer is what follows the last occurrence of this mark, as "####" in GSM8K
+    id: str = ""  # a field's name; default: problems are called by their place
+    bad_rows: Literal["refuse", "skip"] = "refuse"  # what comes of a row without a usable question or answer
+    part: Literal["all", "train", "test"] = "all"  # `test_share` of the problems are held out, by `seed`
+    test_share: OpenShare = 0.1
+    shuffle: bool = False  # by `seed`, before `limit`
+    limit: CountOrZero = 0  # use the first so many problems; 0 uses all
+    verifier: AnyVerifier = Math()
+
+
+class Jsonl(_Rows, frozen=True, kw_only=True, tag_field="kind", tag="jsonl"):
+    """A file with one problem a line."""
+
+    path: str
+
+
+class Parquet(_Rows, frozen=True, kw_only=True, tag_field="kind", tag="parquet"):
+    """A Parquet file with one problem a row."""
+
+    path: str
+
+
+class HuggingFace(_Rows, frozen=True, kw_only=True, tag_field="kind", tag="huggingface"):
+    """A dataset of the `datasets` library: a hub name, or a local folder."""
+
+    dataset: str
+    subset: str = ""  # its configuration, where it has several
+    split: str = "train"
+    revision: str = ""
+
+
+RowSettings = Jsonl | Parquet | HuggingFace
+TaskSettings = ReasoningGym | RowSettings
