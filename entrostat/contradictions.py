@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from entrostat.actors.tasks.jsonl import count_rows
 from entrostat.protocol.entropy_settings import (
     BandLaw,
     BangBangLaw,
@@ -21,7 +20,9 @@ from entrostat.protocol.entropy_settings import (
 )
 from entrostat.protocol.learner_settings import Lora
 from entrostat.protocol.settings import SimulatedSettings, VllmSettings
-from entrostat.protocol.task_settings import HuggingFace, Jsonl, Parquet, ReasoningGym, TaskSettings
+from entrostat.protocol.task_settings import TaskSettings
+from entrostat.task_checks import prompt_count, split_problems, task_problems
+from entrostat.toml import Place
 from entrostat.validate import Problem
 
 if TYPE_CHECKING:
@@ -46,23 +47,6 @@ def model_facts(path: str) -> ModelFacts | None:
         return msgspec.json.decode(Path(path, "config.json").read_bytes(), type=ModelFacts)
     except (OSError, msgspec.DecodeError):
         return None
-
-
-def prompt_count(tasks: tuple[TaskSettings, ...]) -> int | None:
-    """How many prompts the tasks hold together; None if one of them is a file that isn't here."""
-    counts = [_count(task) for task in tasks]
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
-
-
-def _count(task: TaskSettings) -> int | None:
-    match task:
-        case ReasoningGym():
-            return task.size
-        case Jsonl():
-            return count_rows(task)
-        case Parquet() | HuggingFace():
-            return None
 
 
 def contradictions(config: "RunConfig", evaluation_without_tasks: bool) -> list[Problem]:
@@ -142,15 +126,11 @@ def _tasks(config: "RunConfig") -> Iterator[Problem]:
     if not config.tasks:
         yield Problem(("tasks",), "is empty; expected at least one [[tasks]] section")
         return
-    for section, tasks in ((("tasks",), config.tasks), (("evaluation", "tasks"), config.evaluation.tasks)):
-        for index, task in enumerate(tasks):
-            if "{question}" not in task.template:
-                yield Problem(
-                    (*section, index, "template"),
-                    f"= {task.template!r} has no {{question}} in it: every prompt would be the same",
-                )
-            if isinstance(task, Jsonl) and count_rows(task) == 0:
-                yield Problem((*section, index, "path"), f"= {task.path} is empty; expected one JSON object a line")
+    placed: list[tuple[Place, TaskSettings]] = [(("tasks", index), task) for index, task in enumerate(config.tasks)]
+    placed += [(("evaluation", "tasks", index), task) for index, task in enumerate(config.evaluation.tasks)]
+    for place, task in placed:
+        yield from task_problems(task, place)
+    yield from split_problems(placed)
     prompts = prompt_count(config.tasks)
     if prompts and config.batch.prompts > prompts:
         yield Problem(

@@ -2,26 +2,18 @@
 
 import logging
 from collections.abc import Sequence, Set
-from typing import Protocol
 
-from entrostat.actors.tasks import jsonl, reasoning_gym
+from entrostat.actors.tasks import reasoning_gym, table
 from entrostat.actors.tasks.problem import Problem
+from entrostat.actors.tasks.render import ChatFormat, render
 from entrostat.protocol.errors import TaskError
 from entrostat.protocol.messages import Prompt, PromptSet
 from entrostat.protocol.ports import Tokenizer
-from entrostat.protocol.task_settings import HuggingFace, Jsonl, Parquet, ReasoningGym, TaskSettings
+from entrostat.protocol.task_settings import HuggingFace, ReasoningGym, TaskSettings
 
 log = logging.getLogger(__name__)
 
 SHOWN = 3  # prompts that are named in an error
-
-
-class ChatFormat(Protocol):
-    """The tokenizer's chat template."""
-
-    def __call__(self, system: str, question: str) -> str:
-        """What the policy reads when a user asks `question`, up to where its response begins; no system if empty."""
-        ...
 
 
 def load_prompts(
@@ -46,7 +38,7 @@ def load_prompts(
     Raises:
         TaskError: a task can't be read, is empty, or has a prompt without tokens or without room for a response.
     """
-    taken = {problem.question for task in unlike for problem in _problems(task, frozenset())}
+    taken = {problem.asked for task in unlike for problem in _problems(task, frozenset(), quiet=True)}
     prompts: list[Prompt] = []
     for number, task in enumerate(tasks, start=first_task):
         for problem in _problems(task, taken):
@@ -56,7 +48,7 @@ def load_prompts(
                     name=problem.name,
                     level=problem.level,
                     task=number,
-                    text=render(task, problem.question, chat),
+                    text=render(task, problem, chat),
                     answer=problem.answer,
                     entry=problem.entry,
                 )
@@ -69,37 +61,16 @@ def load_prompts(
     return PromptSet(prompts=tuple(prompts))
 
 
-def render(task: TaskSettings, question: str, chat: ChatFormat | None) -> str:
-    """What the policy reads: the template around the question, after the system text, in the chat's format if asked.
-
-    Raises:
-        TaskError: the task wants a chat template and the tokenizer has none.
-    """
-    # Not str.format: templates for mathematics are full of braces.
-    text = task.template.replace("{question}", question)
-    if task.chat:
-        if chat is None:
-            raise TaskError("a task has chat = true, but the policy's tokenizer has no chat template: set chat = false")
-        return chat(task.system, text)
-    return f"{task.system}\n\n{text}" if task.system else text
-
-
-def _problems(task: TaskSettings, unlike: Set[str]) -> list[Problem]:
-    match task:
-        case ReasoningGym():
-            return reasoning_gym.generate(task, unlike)
-        case Jsonl():
-            return _unseen(task, jsonl.read(task), unlike)
-        case Parquet() | HuggingFace():
-            raise TaskError(f"tasks of {type(task).__name__} can't be read yet: write the problems as JSONL")
-
-
-def _unseen(task: Jsonl, problems: list[Problem], unlike: Set[str]) -> list[Problem]:
-    kept = [problem for problem in problems if problem.question not in unlike]
+def _problems(task: TaskSettings, unlike: Set[str], *, quiet: bool = False) -> list[Problem]:
+    if isinstance(task, ReasoningGym):
+        return reasoning_gym.generate(task, unlike)
+    problems = table.read(task, quiet=quiet)
+    kept = [problem for problem in problems if problem.asked not in unlike]
+    where = task.dataset if isinstance(task, HuggingFace) else task.path
     if not kept:
-        raise TaskError(f"every problem of {task.path} is in training too: evaluate on another file")
+        raise TaskError(f"every problem of {where} is in training too: evaluate on another table or part")
     if len(kept) < len(problems):
-        log.warning("%s: %d problems are in training too and are left out", task.path, len(problems) - len(kept))
+        log.warning("%s: %d problems are in training too and are left out", where, len(problems) - len(kept))
     return kept
 
 
@@ -110,7 +81,7 @@ def _check_names(prompts: Sequence[Prompt]) -> None:
         if other is not prompt:
             raise TaskError(
                 f"two prompts are called {prompt.name!r}, of tasks {other.task} and {prompt.task}: "
-                "give the tasks different levels, seeds or files"
+                "give the tasks different levels and seeds, or different files or a name (a table's setting)"
             )
 
 

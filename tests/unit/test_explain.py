@@ -30,7 +30,8 @@ def test_a_changed_setting_changes_what_is_said(quickstart: Path) -> None:
 def test_what_is_not_on_this_machine_is_said_to_be_missing(repository: Path) -> None:
     said = explain(load(repository / "deploy/runs/gsm8k-qwen3-0.6b.toml"))
     assert "the model Qwen/Qwen3-0.6B is not in a folder here" in said
-    assert "gsm8k_train.jsonl is not here: a run would end at once, with exit code 2" in said
+    assert "gsm8k_train.jsonl: not on this machine" in said
+    assert "a run would end at once, with exit code 2: " in said
     assert "ipc: the engine reads the learner's memory" in said
 
 

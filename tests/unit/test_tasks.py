@@ -1,5 +1,6 @@
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from entrostat.actors.tasks.entries import decode_entry, encode_entry
 from entrostat.actors.tasks.load import load_prompts
+from entrostat.actors.tasks.problem import Turn
 from entrostat.protocol.arrays import Int32
 from entrostat.protocol.errors import TaskError
 from entrostat.protocol.task_settings import Jsonl, ReasoningGym
@@ -31,6 +33,13 @@ def sums(terms: int, size: int, seed: int = 0) -> ReasoningGym:
         "max_digits": 2,
     }
     return ReasoningGym(dataset="chain_sum", size=size, seed=seed, level=f"{terms} terms", parameters=parameters)
+
+
+def brackets(system: str, turns: Sequence[Turn], question: str, options: Mapping[str, bool | int | str]) -> str:
+    """A chat template."""
+    said = [Turn("user", question)]
+    spoken = "".join(f"<{turn.role}: {turn.text}>" for turn in [*turns, *said])
+    return f"{f'<system: {system}>' if system else ''}{spoken}{''.join(f'{k}={v}' for k, v in options.items())}"
 
 
 def rows(folder: Path, *lines: str) -> Jsonl:
@@ -99,8 +108,8 @@ def test_a_template_may_be_full_of_braces(tmp_path: Path) -> None:
 def test_the_chat_template_gets_system_and_question(tmp_path: Path) -> None:
     path = rows(tmp_path, '{"question": "1+1?", "answer": "2"}').path
     task = Jsonl(path=path, system="Be brief.", template="Q: {question}", chat=True)
-    prompts = load_prompts([task], chat=lambda system, question: f"<{system}|{question}>").prompts
-    assert prompts[0].text == "<Be brief.|Q: 1+1?>"
+    prompts = load_prompts([task], chat=brackets).prompts
+    assert prompts[0].text == "<system: Be brief.><user: Q: 1+1?>"
 
 
 def test_a_missing_chat_template_is_said(tmp_path: Path) -> None:
@@ -132,23 +141,23 @@ def test_a_prompt_as_long_as_the_context_is_refused_by_name_and_length(tmp_path:
 
 def test_a_line_that_is_not_json_is_named_by_file_and_number(tmp_path: Path) -> None:
     task = rows(tmp_path, '{"question": "a", "answer": "1"}', "", "{question: a}")
-    with pytest.raises(TaskError, match=r"problems\.jsonl:3 is not JSON .*\{question: a\}"):
+    with pytest.raises(TaskError, match=r"problems\.jsonl:3: not JSON .*\{question: a\}"):
         load_prompts([task])
 
 
 def test_a_line_that_is_no_object_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match=r"problems\.jsonl:1 holds a list"):
+    with pytest.raises(TaskError, match=r"problems\.jsonl:1: holds a list"):
         load_prompts([rows(tmp_path, "[1, 2]")])
 
 
 def test_a_missing_field_is_named_beside_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match=r"problems\.jsonl:1 has no field 'answer' .*it has: question, solution"):
+    with pytest.raises(TaskError, match=r"problems\.jsonl:1: no field 'answer' .*it has: question, solution"):
         load_prompts([rows(tmp_path, '{"question": "a", "solution": "1"}')])
 
 
-@pytest.mark.parametrize("answer", ["null", "true", "[1]", '" "'])
-def test_an_answer_that_is_no_text_or_number_is_refused(tmp_path: Path, answer: str) -> None:
-    with pytest.raises(TaskError, match=r"problems\.jsonl:1: 'answer' is .*expected text or a number"):
+@pytest.mark.parametrize("answer", ["null", "true", "[]", "{}", '" "'])
+def test_what_can_be_no_answer_is_refused(tmp_path: Path, answer: str) -> None:
+    with pytest.raises(TaskError, match=r"problems\.jsonl:1: 'answer' is .*expected (text or a number|an answer)"):
         load_prompts([rows(tmp_path, f'{{"question": "a", "answer": {answer}}}')])
 
 
@@ -172,7 +181,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_bytes_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "problems.jsonl"
     file.write_bytes(b'{"question": "\xff\xfe", "answer": "1"}')
-    with pytest.raises(TaskError, match=r"problems\.jsonl:1 is not JSON"):
+    with pytest.raises(TaskError, match=r"problems\.jsonl:1: not JSON"):
         load_prompts([Jsonl(path=str(file))])
 
 
