@@ -9,6 +9,8 @@ from entrostat.actors.tasks.source import NumberedRow, Source, needed_columns
 from entrostat.protocol.errors import TaskError
 from entrostat.protocol.task_settings import Parquet
 
+BUFFER_BYTES = 1 << 20  # read of a column at once
+
 
 def open_table(settings: Parquet) -> Source:
     """The file's rows.
@@ -37,7 +39,8 @@ def _opened(path: Path) -> Any:
     if path.is_dir():
         raise TaskError(f'{path} is a folder, expected one Parquet file: set the task\'s kind = "huggingface" for it')
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        # Reading ahead would hold the columns of all row groups in memory.
+        return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
     except pyarrow.ArrowException as error:
         raise _damaged(path, error) from error
     except OSError as error:
@@ -50,7 +53,12 @@ def _rows(path: Path, file: Any, columns: list[str]) -> Iterator[NumberedRow]:
 
     try:
         with file:
-            yield from numbered(file.iter_batches(BATCH_ROWS, columns=columns))
+            groups = range(file.num_row_groups)
+            yield from numbered(
+                batch
+                for group in groups
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
+            )
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
 

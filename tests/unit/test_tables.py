@@ -1,5 +1,6 @@
 """Tables: every kind yields the same problems, bad rows are told by their place, parts are stable."""
 
+import contextlib
 import csv
 import json
 import logging
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entrostat.actors.tasks.load import load_prompts
-from entrostat.actors.tasks.table import in_part, scan
+from entrostat.actors.tasks.table import in_part, open_source, scan
 from entrostat.protocol.errors import TaskError
 from entrostat.protocol.messages import Prompt
 from entrostat.protocol.task_settings import HuggingFace, Jsonl, Parquet
@@ -102,6 +103,21 @@ def test_a_file_whose_rows_change_is_read_anew(tmp_path: Path) -> None:
     jsonl(tmp_path / "data", SUMS[1:3], "train.jsonl")
     assert len(before) == 3
     assert [prompt.answer for prompt in load_prompts([task]).prompts] == ["2", "4"]
+
+
+def test_no_code_of_a_dataset_runs(tmp_path: Path) -> None:
+    parquet(tmp_path / "data", SUMS[:3], "train.parquet")
+    (tmp_path / "data/data.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    task = HuggingFace(dataset=str(tmp_path / "data"))
+    with contextlib.suppress(TaskError):
+        load_prompts([task])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_bad_line_of_a_folder_is_told_with_its_reason(tmp_path: Path) -> None:
+    jsonl(tmp_path / "data", [*SUMS, "{bad"], "train.jsonl")
+    with pytest.raises(TaskError, match=r"data .split train. can't be read as a dataset .*JSON"):
+        load_prompts([HuggingFace(dataset=str(tmp_path / "data"))])
 
 
 def test_the_hub_without_a_network_is_a_sentence(tmp_path: Path) -> None:
@@ -240,6 +256,24 @@ def test_text_of_a_parquet_file_that_is_not_utf8_is_a_bad_row(tmp_path: Path) ->
         load_prompts([task])
     kept = load_prompts([Parquet(path=task.path, bad_rows="skip")]).prompts
     assert [(prompt.name, prompt.text) for prompt in kept] == [("problems.parquet:1", "a"), ("problems.parquet:3", "c")]
+
+
+@pytest.mark.parametrize("group_rows", [1_000, 16_000])
+def test_a_parquet_file_is_never_in_memory_as_a_whole(tmp_path: Path, group_rows: int) -> None:
+    import pyarrow
+
+    task = Parquet(path=str(tmp_path / "large.parquet"))
+    rows = [{"question": f"{number:08}" * 256, "answer": "1", "junk": "x" * 4096} for number in range(16_000)]
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, task.path, row_group_size=group_rows, compression="none", use_dictionary=False)
+    held = table.nbytes
+    del table
+    before, peak = pyarrow.total_allocated_bytes(), 0
+    for number, _ in open_source(task).rows:
+        if number % 512 == 0:
+            peak = max(peak, pyarrow.total_allocated_bytes() - before)
+    assert held > 64 << 20
+    assert peak < 12 << 20
 
 
 def test_a_damaged_parquet_file_is_a_sentence(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from entrostat.actors.tasks.entries import decode_entry, encode_entry
 from entrostat.actors.tasks.load import load_prompts
 from entrostat.actors.tasks.problem import Turn
+from entrostat.actors.verifiers.reasoning_gym import ReasoningGymVerifier
 from entrostat.protocol.arrays import Int32
 from entrostat.protocol.errors import TaskError
 from entrostat.protocol.task_settings import Jsonl, ReasoningGym
@@ -221,6 +222,51 @@ def test_a_task_that_runs_out_of_problems_says_so() -> None:
     }
     with pytest.raises(TaskError, match="only 10 different problems of the 50 asked for"):
         load_prompts([ReasoningGym(dataset="chain_sum", size=50, parameters=parameters)])
+
+
+# Among them: finite ones, tuples, sets and numpy's numbers in entries, and answers that only a scorer can tell.
+# fmt: off
+GENERATED = (
+    "arc_1d", "basic_arithmetic", "binary_matrix", "bitwise_arithmetic", "calendar_arithmetic",
+    "color_cube_rotation", "complex_arithmetic", "countdown", "dice", "family_relationships", "figlet_font",
+    "game_of_life", "jugs", "leg_counting", "mahjong_puzzle", "manipulate_matrix", "maze", "mini_sudoku",
+    "number_format", "palindrome_generation", "polynomial_equations", "rearc", "rotten_oranges", "self_reference",
+    "shortest_path", "simple_equations", "sokoban", "string_insertion", "survo", "time_intervals", "word_ladder",
+    "zebra_puzzles",
+)
+# fmt: on
+
+
+@pytest.mark.parametrize("dataset", GENERATED)
+def test_the_dataset_s_own_answers_are_judged_correct(dataset: str) -> None:
+    task = ReasoningGym(dataset=dataset, size=2, seed=5)
+    verifier = ReasoningGymVerifier(task)
+    for prompt in load_prompts([task]).prompts:
+        assert verifier.verify(prompt, f"<answer>{prompt.answer}</answer>").status == "correct"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "solution"),
+    [
+        ("graph_color", "possible_answer"),
+        ("propositional_logic", "example_answer"),
+        ("rubiks_cube", "example_correct_answer"),
+    ],
+)
+def test_a_dataset_without_one_answer_is_judged_by_its_scorer(dataset: str, solution: str) -> None:
+    task = ReasoningGym(dataset=dataset, size=1)
+    [prompt] = load_prompts([task]).prompts
+    found = decode_entry(prompt.entry)["metadata"][solution]
+    text = found if isinstance(found, str) else json.dumps(found)
+    verifier = ReasoningGymVerifier(task)
+    assert prompt.answer == ""
+    assert verifier.verify(prompt, f"<answer>{text}</answer>").status == "correct"
+    assert verifier.verify(prompt, "<answer>None</answer>").status == "wrong"
+
+
+def test_a_mixture_of_datasets_is_several_tasks() -> None:
+    with pytest.raises(TaskError, match="each of them as a task of its own"):
+        load_prompts([ReasoningGym(dataset="composite", size=1)])
 
 
 # ── entries ──────────────────────────────────────────────────────────────────────────────────────────────────────────
