@@ -53,7 +53,7 @@ class _Rows(_Task, frozen=True, kw_only=True):
     answer_after: str = ""  # the answer is what follows the last occurrence of this mark, as "####" in GSM8K
     id: str = ""  # a field's name, other in each row; default: problems are called by their place
     name: str = ""  # what their names begin with; default: the file's name
-    bad_rows: Literal["refuse", "skip"] = "refuse"  # what comes of a row without a usable question or answer
+    bad_rows: Literal["refuse", "skip"] = "refuse"  # rows without a usable question or answer, or too long
     part: Literal["all", "train", "test"] = "all"  # `test_share` of the questions are held out, by `seed`
     test_share: OpenShare = 0.1
     shuffle: bool = False  # by `seed`, before `limit`

@@ -55,7 +55,7 @@ def _saved(settings: HuggingFace, folder: Path) -> Any:
             raise TaskError(f"{folder} holds one table without a split {settings.split!r}: leave split out")
         return table
     if settings.split not in table:
-        raise TaskError(f"{folder} has no split {settings.split!r}; it has: {', '.join(sorted(table))}")
+        raise TaskError(f"{folder} has no split {settings.split!r}; it has: {', '.join(sorted(map(str, table)))}")
     return table[settings.split]
 
 

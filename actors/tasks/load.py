@@ -1,7 +1,10 @@
 """Tasks → prompts: what every station calls by the same dense ids."""
 
 import logging
+import math
 from collections.abc import Sequence, Set
+
+import msgspec
 
 from entrostat.actors.tasks import reasoning_gym, table
 from entrostat.actors.tasks.problem import Problem
@@ -57,7 +60,9 @@ def load_prompts(
         raise TaskError("no task was given: expected at least one [[tasks]] section")
     _check_names(prompts)
     if tokenizer is not None:
-        _check_lengths(prompts, [len(tokenizer.encode(prompt.text)) for prompt in prompts], context_tokens)
+        lengths = [len(tokenizer.encode(prompt.text)) for prompt in prompts]
+        skipping = {number for number, task in enumerate(tasks, first_task) if _skips(task)}
+        prompts = _readable(prompts, lengths, context_tokens, skipping)
     return PromptSet(prompts=tuple(prompts))
 
 
@@ -85,12 +90,37 @@ def _check_names(prompts: Sequence[Prompt]) -> None:
             )
 
 
-def _check_lengths(prompts: Sequence[Prompt], lengths: Sequence[int], context_tokens: int | None) -> None:
+def _skips(task: TaskSettings) -> bool:
+    return not isinstance(task, ReasoningGym) and task.bad_rows == "skip"
+
+
+def _readable(
+    prompts: Sequence[Prompt], lengths: Sequence[int], context_tokens: int | None, skipping: Set[int]
+) -> list[Prompt]:
+    """Those with tokens, and with room for one more in the context; ids are dense again.
+
+    Raises:
+        TaskError: there are others of tasks that are not `skipping` them, or one of these has none left.
+    """
+    most = math.inf if context_tokens is None else context_tokens - 1
     pairs = list(zip(prompts, lengths, strict=True))
+    kept = [(prompt, length) for prompt, length in pairs if 0 < length <= most or prompt.task not in skipping]
+    _check_lengths(kept, context_tokens)
+    if len(kept) == len(pairs):
+        return list(prompts)
+    out = [f"{prompt.name} ({length} tokens)" for prompt, length in pairs if not 0 < length <= most]
+    what = f"prompts have no tokens, or no room for a response in the policy's context ({context_tokens} tokens)"
+    if emptied := skipping - {prompt.task for prompt, _ in kept}:
+        raise TaskError(f"all {what} in task {min(emptied)}: {_named(out)}; take others, or raise the context")
+    log.warning("%d of %d %s and are left out: %s", len(out), len(pairs), what, _named(out))
+    return [msgspec.structs.replace(prompt, id=number) for number, (prompt, _) in enumerate(kept)]
+
+
+def _check_lengths(pairs: Sequence[tuple[Prompt, int]], context_tokens: int | None) -> None:
     empty = [prompt.name for prompt, length in pairs if not length]
     if empty:
         raise TaskError(
-            f"{len(empty)} of {len(prompts)} prompts have no tokens: {_named(empty)}; a response needs at least one to "
+            f"{len(empty)} of {len(pairs)} prompts have no tokens: {_named(empty)}; a response needs at least one to "
             "go on from. Leave them out, or put words around the question with template or system"
         )
     if context_tokens is None:
@@ -99,9 +129,9 @@ def _check_lengths(prompts: Sequence[Prompt], lengths: Sequence[int], context_to
     long = [f"{prompt.name} ({length} tokens)" for prompt, length in pairs if length >= context_tokens]
     if long:
         raise TaskError(
-            f"{len(long)} of {len(prompts)} prompts are longer than the policy's context of {context_tokens} tokens "
-            f"leaves room for ({context_tokens - 1} and one for the response): {_named(long)}; leave them out or raise "
-            "the context"
+            f"{len(long)} of {len(pairs)} prompts are longer than the policy's context of {context_tokens} tokens "
+            f"leaves room for ({context_tokens - 1} and one for the response): {_named(long)}; leave them out "
+            '(a table\'s bad_rows = "skip" does) or raise the context'
         )
 
 

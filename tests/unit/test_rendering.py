@@ -104,6 +104,12 @@ def test_examples_are_turns_of_a_chat_each_in_the_template(tmp_path: Path) -> No
     assert text(task) == "system:|user:Q: 2+2?|assistant:4|user:Q: 3+3?|assistant:6|user:Q: 1+1?|{}"
 
 
+def test_examples_come_before_what_a_row_itself_has(tmp_path: Path) -> None:
+    task = jsonl(tmp_path, WHOLE, question="prompt", few_shot=EXAMPLES[:1], chat=True)
+    said = text(task)
+    assert said == "system:Be brief.|user:2+2?|assistant:4|user:Hello|assistant:Yes?|user:1+1?|{}"
+
+
 def test_examples_without_a_chat_stand_before_the_question(tmp_path: Path) -> None:
     task = jsonl(tmp_path, ONE, few_shot=EXAMPLES, template="Q: {question}\nA:", system="Add.")
     assert text(task) == "Add.\n\nQ: 2+2?\nA: 4\n\nQ: 3+3?\nA: 6\n\nQ: 1+1?\nA:"
@@ -132,7 +138,7 @@ def test_an_option_reaches_the_template(tokenizer: HuggingFaceTokenizer, tmp_pat
     assert load_prompts([task], chat=tokenizer.chat).prompts[0].text == "<user>1+1?</user><assistant><think></think>"
 
 
-@pytest.mark.parametrize("option", ["enable_thinkin", "tokenize", "messages_"])
+@pytest.mark.parametrize("option", ["enable_thinkin", "tokenize", "add_generation_prompt"])
 def test_an_option_the_template_never_mentions_is_refused(tokenizer: HuggingFaceTokenizer, option: str) -> None:
     with pytest.raises(TaskError, match=f"has no option '{option}'"):
         tokenizer.chat("", [], "1+1?", {option: False})

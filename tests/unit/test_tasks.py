@@ -137,6 +137,22 @@ def test_a_prompt_as_long_as_the_context_is_refused_by_name_and_length(tmp_path:
         load_prompts([task], tokenizer=Words(), context_tokens=4)
 
 
+def test_prompts_without_room_are_left_out_where_bad_rows_are_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = rows(
+        tmp_path, *(f'{{"question": "{question}", "answer": "1"}}' for question in ("a b c d", "a", "b b"))
+    ).path
+    task = Jsonl(path=path, bad_rows="skip")
+    with caplog.at_level(logging.WARNING):
+        prompts = load_prompts([task], first_task=3, tokenizer=Words(), context_tokens=4).prompts
+    assert [(prompt.id, prompt.name) for prompt in prompts] == [(0, "problems.jsonl:2"), (1, "problems.jsonl:3")]
+    assert "1 of 3 prompts have no tokens, or no room" in caplog.text
+    assert "problems.jsonl:1 (4 tokens)" in caplog.text
+    with pytest.raises(TaskError, match=r"all prompts have no tokens, or no room .* in task 3"):
+        load_prompts([task], first_task=3, tokenizer=Words(), context_tokens=1)
+
+
 # ── bad files ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
