@@ -230,12 +230,14 @@ class DifficultyTable:
         successes, failures = self._prompts.at(prompts, step)
         return prior * rate + successes, prior * (1.0 - rate) + failures
 
-    def mixed(self, prompt: int, step: int, samples: int) -> float:
-        """P(mixed) of so many samples of a prompt at `step`, as a share of the largest there is, in [0, 1]."""
+    def mixed(self, prompt: int, step: int, samples: int, prior: float) -> float:
+        """P(mixed) of so many samples of a prompt at `step`, as a share of the largest there is, in [0, 1].
+
+        With a prior of another strength than `beta`: see `MixedResults`.
+        """
         successes, failures = self._levels.of(self._level.item(prompt), step)
         rate = (successes + 0.5) / (successes + failures + 1.0)
         successes, failures = self._prompts.of(prompt, step)
-        prior = self._settings.prior
         return mixed_chance(prior * rate + successes, prior * (1.0 - rate) + failures, samples) / most_mixed(samples)
 
     def weights(self, prompts: Any, step: int) -> Float64:

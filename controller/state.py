@@ -293,8 +293,10 @@ class Controller:
         match settings.batch.sampling:
             case Uniform():
                 return None
-            case MixedResults(floor=floor):
-                return lambda prompt: floor + (1.0 - floor) * difficulty.mixed(prompt, self._version.step, samples)
+            case MixedResults(floor=floor, prior=prior):
+                return lambda prompt: (
+                    floor + (1.0 - floor) * difficulty.mixed(prompt, self._version.step, samples, prior)
+                )
 
     def _learnt(self, state: ControllerState) -> None:
         """Takes over what no branch loses."""

@@ -110,6 +110,7 @@ class MixedResults(Settings, frozen=True, kw_only=True, tag_field="kind", tag="m
     the prompt's decayed Beta estimate of its pass rate; the estimate lags, see `half_life_versions`.
     """
 
+    prior: Positive = 0.5  # samples that the level's pass rate counts for; fewer trust a prompt's own groups sooner
     floor: Annotated[float, Meta(ge=0.01, le=1)] = 0.1  # no prompt is drawn less often than this share of its turns
 
 

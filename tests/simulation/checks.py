@@ -6,7 +6,7 @@ from typing import NamedTuple
 from entrostat.controller.desk import Desk
 from entrostat.controller.difficulty import DifficultyTable
 from entrostat.controller.events import Command, Event, Order, Pulsed, Reply, Restarted, Rewound
-from entrostat.controller.journal import Frames, check_first, name_of
+from entrostat.controller.journal import Frames, Storage, check_first, name_of
 from entrostat.controller.prompts import PromptOrder
 from entrostat.controller.replay import replay
 from entrostat.controller.snapshot import BookState, ControllerState
@@ -18,7 +18,6 @@ from entrostat.protocol.entropy_settings import WeightSettings
 from entrostat.protocol.messages import Group, Lease, LeaseCounts, Pulse, TrainOrder
 from tests.made_messages import sums_up
 from tests.simulation.scenario import Scenario
-from tests.simulation.stations import MemoryStorage
 from tests.simulation.world import Violation, World
 
 
@@ -124,7 +123,7 @@ class Checks:
             self._prompts(state, isinstance(event, Restarted | Rewound))
         self._before = state
 
-    def replays(self, desk: Desk, storage: MemoryStorage) -> None:
+    def replays(self, desk: Desk, storage: Storage) -> None:
         """The last segment of the journal leads to the same state."""
         branch, segment = storage.segments()[-1]
         frames = Frames(storage.read(branch, segment), name_of(branch, segment))
@@ -245,6 +244,10 @@ class WatchedDesk(Desk):
         commands = super().apply(event)
         self.checks.happened(event, commands, self.controller)
         return commands
+
+    def checkpoint(self) -> ControllerState:
+        self.checks.replays(self, self._storage)  # the segment that ends here
+        return super().checkpoint()
 
 
 def _leases(book: BookState) -> dict[int, str]:

@@ -13,6 +13,7 @@ from tests.simulation.network import Faults
 
 SAMPLES = 2
 LEVELS = ("easy", "hard", "odd")
+FEWEST_WEIGHTED = 12  # prompts: with fewer a task may have no place in an epoch
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +96,7 @@ def scenario(seed: int) -> Scenario:
     more = random.Random(f"sampling {seed}")
     floor = 1.0 if deterministic or more.random() < 0.5 else more.choice([0.05, 0.3])
     weights = () if more.random() < 0.5 else more.choice([(1.0, 1.0), (1.0, 2.0), (1.5, 1.0, 1.0)])
-    return Scenario(
+    one = Scenario(
         seed=seed,
         actors=draw.randint(1, 5),
         groups_in_flight=draw.randint(1, 6),
@@ -128,3 +129,4 @@ def scenario(seed: int) -> Scenario:
         floor=floor,
         weights=weights,
     )
+    return one if one.prompts >= FEWEST_WEIGHTED else replace(one, weights=())
