@@ -33,7 +33,7 @@ def by_hand(a: float, b: float, samples: int) -> float:
     def density(g: float) -> float:
         return float(beta.pdf(g, a, b)) * (1.0 - g**samples - (1.0 - g) ** samples)
 
-    return sum(quad(density, *part, limit=200)[0] for part in ((0.0, 0.5), (0.5, 1.0)))
+    return sum(float(quad(density, *part, limit=200)[0]) for part in ((0.0, 0.5), (0.5, 1.0)))
 
 
 @pytest.mark.parametrize("samples", [2, 4, 16])
@@ -154,9 +154,10 @@ def test_passing_over_ends_though_all_but_one_are_busy() -> None:
 # ── the controller ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def mixed_run(floor: float = 0.1, **named: int) -> Stations:
-    run = run_of(law=FixedLaw(coefficient=0.1), weight=WeightSettings(half_life_versions=1e6), **named)
-    return replace(run, batch=replace(run.batch, sampling=MixedResults(floor=floor)))
+def mixed_run(*, batch: int, staleness: int) -> Stations:
+    weight = WeightSettings(half_life_versions=1e6)
+    run = run_of(law=FixedLaw(coefficient=0.1), weight=weight, batch=batch, staleness=staleness)
+    return replace(run, batch=replace(run.batch, sampling=MixedResults(floor=0.1)))
 
 
 def sampled(s: Scene, steps: int) -> Counter[int]:
