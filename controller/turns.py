@@ -76,10 +76,15 @@ class Turns:
             end = start + count
             self._walk(task, tasks.ranges[task], epoch * count, order[start:end])
             # The i-th of a task's n places is somewhere in the i-th n-th of the epoch: its walk keeps its order.
-            within = generator.random(count) if self._shuffle else np.full(count, 0.5)
-            np.divide(np.arange(count) + within, count, out=place[start:end])
+            for chunk in range(0, count, CHUNK_ROWS):
+                rows = np.arange(chunk, min(chunk + CHUNK_ROWS, count))
+                within = generator.random(rows.size) if self._shuffle else 0.5
+                place[start + chunk : start + chunk + rows.size] = (rows + within) / count
             start = end
-        return order[np.argsort(place, kind="stable")]
+        # A stable sort needs half as much memory again, and random places are never equal.
+        by_place = np.argsort(place, kind=None if self._shuffle else "stable")
+        del place
+        return order[by_place]
 
     def _walk(self, task: int, ids: tuple[int, int], position: int, out: Int32) -> None:
         """Writes the task's prompts from a position of its walk on."""
