@@ -19,7 +19,7 @@ from entrostat.protocol.entropy_settings import (
     TopKEntropy,
 )
 from entrostat.protocol.learner_settings import Lora
-from entrostat.protocol.settings import SimulatedSettings, VllmSettings
+from entrostat.protocol.settings import MixedResults, SimulatedSettings, VllmSettings
 from entrostat.protocol.task_settings import TaskSettings
 from entrostat.task_checks import prompt_count, split_problems, task_problems
 from entrostat.toml import Place
@@ -55,6 +55,7 @@ def contradictions(config: "RunConfig", evaluation_without_tasks: bool) -> list[
         *_run(config),
         *_deterministic(config),
         *_tasks(config),
+        *_weights(config),
         *_evaluation(config, evaluation_without_tasks),
         *_lengths(config),
         *_law(config),
@@ -114,6 +115,12 @@ def _deterministic(config: "RunConfig") -> Iterator[Problem]:
             f'= "{config.batch.filter}", and {because} needs "none": which group fills a place up '
             "depends on which is done first",
         )
+    if isinstance(config.batch.sampling, MixedResults):
+        yield Problem(
+            ("batch", "sampling", "kind"),
+            f'= "mixed_results", and {because} needs "uniform": what is known of a prompt when its turn comes depends '
+            "on which groups are done by then",
+        )
     if config.learner.ranks != 1 or config.learner.device != "cpu":
         yield Problem(
             ("learner", "device"),
@@ -138,6 +145,33 @@ def _tasks(config: "RunConfig") -> Iterator[Problem]:
             f"= {config.batch.prompts} prompts in each optimizer step, but the tasks hold {prompts}: lower it, or take "
             "more problems",
         )
+
+
+def _weights(config: "RunConfig") -> Iterator[Problem]:
+    """Weights are shares of the whole: it takes all of them to say one."""
+    for index, task in enumerate(config.evaluation.tasks):
+        if task.weight:
+            yield Problem(
+                ("evaluation", "tasks", index, "weight"),
+                f"= {task.weight:g}, but an evaluation samples every problem equally often: leave it out",
+            )
+    weights = [task.weight for task in config.tasks]
+    if not any(weights):
+        return
+    if not all(weights):
+        yield Problem(
+            ("tasks", weights.index(0.0), "weight"),
+            "is 0 or missing, and another task has one: give every task its weight, or none",
+        )
+        return
+    prompts = prompt_count(config.tasks)
+    for index, weight in enumerate(weights):
+        if prompts is not None and prompts * weight < sum(weights):
+            yield Problem(
+                ("tasks", index, "weight"),
+                f"= {weight:g} of {sum(weights):g} together is less than one of the {prompts} turns of an epoch: raise "
+                "it, or leave the task out",
+            )
 
 
 def _evaluation(config: "RunConfig", without_tasks: bool) -> Iterator[Problem]:

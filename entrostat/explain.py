@@ -12,7 +12,7 @@ from entrostat.parameters import adapter_count, parameter_count
 from entrostat.preflight import VERSIONS_IN_MEMORY
 from entrostat.protocol.entropy_settings import AnchoredLaw, BandLaw, ThermostatLaw
 from entrostat.protocol.learner_settings import AllWeights, Lora
-from entrostat.protocol.settings import SimulatedSettings, VllmSettings
+from entrostat.protocol.settings import MixedResults, SimulatedSettings, Uniform, VllmSettings
 from entrostat.protocol.task_settings import ReasoningGym
 from entrostat.task_lines import Look, look, prompts_together
 
@@ -85,6 +85,7 @@ def _policy(config: RunConfig, facts: ModelFacts | None) -> Iterator[Line]:
 
 def _prompts(config: RunConfig, looks: list[Look]) -> Iterator[Line]:
     yield from _task_lines(looks)
+    yield from _drawing(config)
     prompts = prompts_together(looks)
     if prompts is None:
         yield "together", "not known: a table is not on this machine"
@@ -95,7 +96,32 @@ def _prompts(config: RunConfig, looks: list[Look]) -> Iterator[Line]:
     yield "together", f"{prompts:,} prompts"
     epochs = config.run.steps * config.batch.prompts / prompts
     order = "shuffled in each epoch" if config.batch.shuffle else "in their order"
-    yield "epochs", f"{epochs:.2f}: each prompt is sampled {epochs:.1f} times on average, {order}"
+    more = "; what is passed over or filtered comes on top" if _draws_more(config) else ""
+    yield "epochs", f"{epochs:.2f}: each prompt is sampled {epochs:.1f} times on average, {order}{more}"
+
+
+def _draws_more(config: RunConfig) -> bool:
+    return isinstance(config.batch.sampling, MixedResults) or config.batch.filter != "none"
+
+
+def _drawing(config: RunConfig) -> Iterator[Line]:
+    """How prompts are drawn: the tasks' shares, and who is passed over."""
+    weights = [task.weight for task in config.tasks]
+    if any(weights):
+        shares = ", ".join(f"task {number} {weight / sum(weights):.1%}" for number, weight in enumerate(weights, 1))
+        yield "turns", f"by the tasks' weights: {shares}; within a task every prompt has equally many"
+    else:
+        yield "turns", "every prompt once an epoch"
+    match config.batch.sampling:
+        case Uniform():
+            yield "drawn", "every prompt when its turn comes"
+        case MixedResults(floor=floor):
+            yield (
+                "drawn",
+                f"by how likely the {config.rollout.samples_per_prompt} samples of a group differ in reward, as the "
+                f"controller estimates it: always at a pass rate of 1/2, in {floor:.0%} of its turns at 0 or 1; else a "
+                "prompt is passed over until its next turn",
+            )
 
 
 def _task_lines(looks: list[Look]) -> Iterator[Line]:

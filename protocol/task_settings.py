@@ -24,7 +24,7 @@ class _Task(Settings, frozen=True, kw_only=True):
     chat: bool = False  # format with the tokenizer's chat template
     chat_options: dict[str, bool | int | str] = field(default_factory=dict)  # the template's, as enable_thinking
     few_shot: tuple[Example, ...] = ()  # solved before the question
-    weight: NonNegative = 0.0  # of the prompts drawn, its share is in proportion; 0: as many as it has problems
+    weight: NonNegative = 0.0  # its share of the prompts' turns is in proportion; all 0: every prompt once an epoch
     seed: CountOrZero = 0
 
 
