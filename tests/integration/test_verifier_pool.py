@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
@@ -42,9 +42,20 @@ def workers() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "verifiers.worker" in " ".join(child.cmdline()):
+            server = child.parent()
+            if server is not None and "verifiers.server" in " ".join(server.cmdline()):
                 found.append(child)
     return found
+
+
+def soon(condition: Callable[[], bool], seconds: float = 3.0) -> bool:
+    """Whether something comes true within so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 @pytest.fixture
@@ -80,7 +91,7 @@ def test_a_hanging_item_costs_itself_alone(pool: VerifierPool) -> None:
     assert verdicts[1].reward == 0
     assert "0.5 s (deadline_seconds)" in verdicts[1].detail
     assert pool.replaced == 2
-    assert len(workers()) <= 1  # those that hung are gone
+    assert soon(lambda: len(workers()) <= 1)  # those that hung are gone, and no zombie is left of them
 
 
 def test_a_killed_process_costs_the_item_it_was_judging_alone(pool: VerifierPool) -> None:
