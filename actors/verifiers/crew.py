@@ -305,9 +305,9 @@ class Crew:
         return max(0.0, min([TICK_SECONDS, *(end - time.monotonic() for end in ends)]))
 
     def _time_out(self, worker: Worker) -> None:
-        job, seconds = worker.jobs.popleft(), self._settings.deadline_seconds
+        job, seconds = worker.jobs.popleft(), time.monotonic() - worker.since
         if job is not None:
-            detail = f"no verdict within {seconds:g} s (deadline_seconds)"
+            detail = f"no verdict within {self._settings.deadline_seconds:g} s (deadline_seconds)"
             log.warning("%s: timeout: %s; its process is replaced", job.prompt.name, detail)
             self._verdicts.append((job.ticket, Verdict(reward=0.0, status="timeout", seconds=seconds, detail=detail)))
         self._end(worker, begun=False)

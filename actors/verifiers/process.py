@@ -25,6 +25,7 @@ from entrostat.protocol.verifier_settings import Code
 MEMORY_BYTES = 2 << 30
 CPU_SECONDS_PER_SECOND = 2  # a worker may use so much processor time of its deadline: numpy has threads
 END_SECONDS = 4.0
+SERVER = "entrostat.actors.verifiers.server"
 
 _server_replies: "msgspec.msgpack.Decoder[ServerReply]" = msgspec.msgpack.Decoder(ServerReply)
 _worker_replies: "msgspec.msgpack.Decoder[WorkerReply]" = msgspec.msgpack.Decoder(WorkerReply)
@@ -61,7 +62,7 @@ class ServerProcess:
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 — closed by end()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "entrostat.actors.verifiers.server", str(os.getpid())],
+                [sys.executable, "-m", SERVER, str(os.getpid())],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self._complaints,
