@@ -13,8 +13,8 @@ from entrostat.protocol.messages import Prompt, Verdict
 TAKEN_CHARACTERS = 1 << 18  # at most at a time, so that neither the thread nor Python's lock is long in one call
 
 
-class Job(msgspec.Struct):
-    """A response, and how often a process was lost before it began it."""
+class Job(msgspec.Struct, gc=False):
+    """A response, and how often a process was lost before it began it; thousands of them wake no garbage collector."""
 
     ticket: object
     prompt: Prompt

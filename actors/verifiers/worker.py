@@ -4,6 +4,7 @@ It reads what a language model wrote: it runs with limits, without its parent's 
 """
 
 import contextlib
+import os
 import resource
 import socket
 from pathlib import Path
@@ -18,6 +19,7 @@ from entrostat.protocol.messages import Verdict
 OPEN_FILES = 64  # sympy imports parts of itself while it works
 LARGEST_BYTES = 1 << 30  # a worker that was once so large goes after its verdict: Python seldom gives memory back
 LONGEST_ANSWER = 4096  # characters of `Verdict.answer`
+NICE = 5  # what feeds it, and draws the samples, goes first
 OUT_OF_MEMORY_SCORE = 800  # of 1,000: where the machine's memory ends, Linux takes a worker before an engine
 
 
@@ -69,6 +71,7 @@ def _limit(hello: Hello) -> None:
     """
     with contextlib.suppress(OSError):  # some sandboxes have no such file
         Path("/proc/self/oom_score_adj").write_text(str(OUT_OF_MEMORY_SCORE))
+    os.nice(NICE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _bound(resource.RLIMIT_AS, hello.memory_bytes, hard=not hello.loose)
     _bound(resource.RLIMIT_NOFILE, OPEN_FILES, hard=not hello.loose)
