@@ -32,6 +32,5 @@ class ObedientJudge:
 
 
 if __name__ == "__main__":
-    server.Judge = ObedientJudge  # type: ignore[assignment,misc]
-    server.warm_up = lambda tasks: None
+    vars(server).update(Judge=ObedientJudge, warm_up=lambda tasks: None)
     sys.exit(server.main(int(sys.argv[1])))

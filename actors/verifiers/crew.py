@@ -125,12 +125,12 @@ class Crew:
 
     def _dismiss(self) -> str:
         """Ends the server and all workers; what they had is judged by the next ones. Says how the server ended."""
+        reason = "the fork server of the verifiers was lost over it or beside it"
         for worker in list(self._workers.values()):
-            self._put_back([job for job in worker.jobs if job], "the fork server of the verifiers was lost")
+            self._put_back([job for job in worker.jobs if job], reason)
             self._forget(worker)
-        for left in self._leaving.values():
-            if left.job is not None:
-                self._verdicts.append((left.job.ticket, failed("the verifier process was lost over it")))
+        for left in self._leaving.values():  # workers die with their server, and may be noticed first
+            self._put_back([left.job] if left.job is not None else [], reason)
         self._leaving.clear()
         server, self._server = self._server, None
         if server is None:

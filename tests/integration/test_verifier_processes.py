@@ -15,10 +15,11 @@ import pytest
 from entrostat.actors.verifiers import process
 from entrostat.actors.verifiers.pool import VerifierPool
 from entrostat.protocol.errors import StationLost
-from entrostat.protocol.messages import Prompt
+from entrostat.protocol.messages import Prompt, Verdict
 from entrostat.protocol.settings import VerifierSettings
 from entrostat.protocol.task_settings import Jsonl
 from entrostat.protocol.verifier_settings import Code
+from tests.fake_stations import FakeMeter
 from tests.verifier_processes import judged, servers, soon, workers
 
 DEADLINE = 0.5
@@ -38,8 +39,13 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def pool(scratch: Path) -> Iterator[VerifierPool]:
-    made = VerifierPool(VerifierSettings(processes=2, deadline_seconds=DEADLINE), [MATHS])
+def meter() -> FakeMeter:
+    return FakeMeter()
+
+
+@pytest.fixture
+def pool(scratch: Path, meter: FakeMeter) -> Iterator[VerifierPool]:
+    made = VerifierPool(VerifierSettings(processes=2, deadline_seconds=DEADLINE), [MATHS], meter)
     yield made
     made.close()
     assert list(scratch.iterdir()) == []
@@ -74,7 +80,9 @@ def test_submitting_and_collecting_never_wait_for_a_hanging_verifier(pool: Verif
     assert time.monotonic() - start < DEADLINE
 
 
-def test_a_process_that_hangs_is_replaced_by_one_that_need_not_import_anything(pool: VerifierPool) -> None:
+def test_a_process_that_hangs_is_replaced_by_one_that_need_not_import_anything(
+    pool: VerifierPool, meter: FakeMeter
+) -> None:
     asked(pool, "")
     [server] = servers()
     start = time.monotonic()
@@ -83,6 +91,7 @@ def test_a_process_that_hangs_is_replaced_by_one_that_need_not_import_anything(p
     assert time.monotonic() - start < 2 * DEADLINE
     assert servers() == [server]
     assert pool.replaced == 2
+    assert meter.counts["entrostat_verify_processes_replaced_total", "worker"] == 2
 
 
 def test_what_is_behind_a_slow_item_goes_to_another_process(pool: VerifierPool) -> None:
@@ -134,7 +143,7 @@ def test_a_worker_that_takes_all_memory_costs_its_item_alone(patient: VerifierPo
 
 
 def test_a_fork_server_that_is_killed_is_replaced_and_nothing_is_lost(
-    pool: VerifierPool, caplog: pytest.LogCaptureFixture
+    pool: VerifierPool, meter: FakeMeter, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked(pool, "")
     [server] = servers()
@@ -142,11 +151,12 @@ def test_a_fork_server_that_is_killed_is_replaced_and_nothing_is_lost(
         pool.submit(number, ASK, "import time; time.sleep(0.002)")
     time.sleep(0.05)
     server.kill()
-    verdicts = {}
+    verdicts: dict[object, Verdict] = {}
     while pool.pending and pool.wait(10):
         verdicts |= dict(pool.collect())
     assert {verdict.status for verdict in verdicts.values()} == {"correct"}
     assert len(verdicts) == 200
+    assert meter.counts["entrostat_verify_processes_replaced_total", "server"] == 1
     assert "the fork server of the verifiers is replaced: it ended; it ended by SIGKILL" in caplog.text
 
 
@@ -196,16 +206,35 @@ time.sleep(60)
 """
 
 
-def test_nothing_outlives_the_pools_process_even_one_that_is_killed(scratch: Path, repository: Path) -> None:
-    mark = str(300_000 + os.getpid())
+def owner_of_a_pool(repository: Path, text: str) -> "subprocess.Popen[bytes]":
+    """A process with a pool that hangs over a text."""
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, f"{STARTS_CHILDREN.format(mark)}\n{HANGS}"],
+        [sys.executable, "-c", OWNER, text],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(repository)},
     )
     assert owner.stdout is not None
     with owner.stdout:
         assert owner.stdout.readline() == b"started\n"
+    return owner
+
+
+def test_a_hung_worker_ends_even_where_the_pools_process_and_the_server_are_both_killed(
+    scratch: Path, repository: Path
+) -> None:
+    owner = owner_of_a_pool(repository, f"open('/proc/self/comm', 'w').write('hung')\n{HANGS}")
+    below = psutil.Process(owner.pid).children(recursive=True)
+    [server] = [one for one in below if one.ppid() == owner.pid]
+    server.suspend()  # it can't tidy up
+    owner.kill()
+    owner.wait()
+    server.kill()
+    assert soon(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in below))
+
+
+def test_nothing_outlives_the_pools_process_even_one_that_is_killed(scratch: Path, repository: Path) -> None:
+    mark = str(300_000 + os.getpid())
+    owner = owner_of_a_pool(repository, f"{STARTS_CHILDREN.format(mark)}\n{HANGS}")
     assert soon(lambda: len(sleepers(mark)) == 2)
     below = psutil.Process(owner.pid).children(recursive=True)
     assert len(below) >= 5
