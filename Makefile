@@ -8,7 +8,7 @@ FIRST ?= 0
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test unit check format lock clean bench-law bench-toy bench-collapse bench-trl bench-tables
 .PHONY: bench-learner bench-head bench-weights bench-beside-trl bench-gpu bench-overlap bench-overhead bench-sampling
-.PHONY: simulate simulate-mutants simulate-scale chaos
+.PHONY: bench-verifiers simulate simulate-mutants simulate-scale chaos
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -89,6 +89,9 @@ bench-overhead: setup ## what controller, protocol and Ray cost of a step; six m
 
 bench-sampling: setup ## groups with mixed results under both ways of drawing prompts; a minute
 	$(BIN)/python -m benchmarks.mixed_results
+
+bench-verifiers: setup ## verdicts a second, and what their pool costs its caller; a minute on two quiet cores
+	$(BIN)/python -m benchmarks.verifiers --cores 0,1
 
 bench-gpu: setup ## head, selection and a learner's step on a GPU; without one the table stays empty
 	$(BIN)/python -m benchmarks.gpu
