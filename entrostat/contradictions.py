@@ -22,6 +22,7 @@ from entrostat.protocol.entropy_settings import (
 from entrostat.protocol.learner_settings import Lora
 from entrostat.protocol.settings import SimulatedSettings, VllmSettings
 from entrostat.protocol.task_settings import HuggingFace, Jsonl, Parquet, ReasoningGym, TaskSettings
+from entrostat.toml import Place
 from entrostat.validate import Problem
 
 if TYPE_CHECKING:
@@ -144,11 +145,7 @@ def _tasks(config: "RunConfig") -> Iterator[Problem]:
         return
     for section, tasks in ((("tasks",), config.tasks), (("evaluation", "tasks"), config.evaluation.tasks)):
         for index, task in enumerate(tasks):
-            if "{question}" not in task.template:
-                yield Problem(
-                    (*section, index, "template"),
-                    f"= {task.template!r} has no {{question}} in it: every prompt would be the same",
-                )
+            yield from template_problem(task, (*section, index))
             if isinstance(task, Jsonl) and count_rows(task) == 0:
                 yield Problem((*section, index, "path"), f"= {task.path} is empty; expected one JSON object a line")
     prompts = prompt_count(config.tasks)
@@ -160,11 +157,31 @@ def _tasks(config: "RunConfig") -> Iterator[Problem]:
         )
 
 
+def template_problem(task: TaskSettings, place: Place = ()) -> list[Problem]:
+    """A template without a question."""
+    if "{question}" in task.template:
+        return []
+    text = f"= {task.template!r} has no {{question}} in it: every prompt would be the same"
+    return [Problem((*place, "template"), text)]
+
+
 def _evaluation(config: "RunConfig", without_tasks: bool) -> Iterator[Problem]:
     if without_tasks or (config.evaluation.every_steps and not config.evaluation.tasks):
         yield Problem(
             ("evaluation", "tasks"),
             "is missing: an evaluation needs at least one [[evaluation.tasks]]; for none leave [evaluation] out",
+        )
+    yield from tries_problem(config)
+
+
+def tries_problem(config: "RunConfig") -> Iterator[Problem]:
+    """More tries than samples."""
+    above = [k for k in config.evaluation.k if k > config.evaluation.samples]
+    if above:
+        yield Problem(
+            ("evaluation", "k"),
+            f"= {list(config.evaluation.k)}, but pass@{above[0]} takes {above[0]} samples of each prompt, and "
+            f"evaluation.samples is {config.evaluation.samples}: raise it",
         )
 
 

@@ -15,6 +15,7 @@ from entrostat.protocol.entropy_settings import AnchoredLaw, BandLaw, Thermostat
 from entrostat.protocol.learner_settings import AllWeights, Lora
 from entrostat.protocol.settings import SimulatedSettings, VllmSettings
 from entrostat.protocol.task_settings import Jsonl, ReasoningGym, TaskSettings
+from entrostat.scores import tries
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -200,8 +201,8 @@ def _evaluation(config: RunConfig) -> Iterator[Line]:
     yield "when", f"before and after the run{between}"
     count = prompt_count(evaluation.tasks)
     together = "" if count is None else f", {count * evaluation.samples:,} together"
-    measured = "pass@1 and pass@8" if evaluation.samples >= 8 else "pass@1 (pass@8 needs 8 of them)"
-    yield "samples", f"{evaluation.samples} per prompt{together}: {measured}"
+    shown = ", ".join(str(k) for k in tries(evaluation.samples, evaluation.k))
+    yield "samples", f"{evaluation.samples} per prompt{together}: pass@k and maj@k, k = {shown}"
 
 
 def _memory(config: RunConfig, facts: ModelFacts | None) -> Iterator[Line]:

@@ -67,7 +67,14 @@ FREE = frozenset(
         *("rollout.drain_seconds", "rollout.max_actors"),
         *("verifier.processes", "verifier.deadline_seconds", "verifier.alarm_share"),
         *("learner.rank_seconds", "learner.drift_alarm", "learner.drift_stop"),
-        *("checkpoint.keep", "monitor.host", "monitor.port", "monitor.sinks", "report.samples_per_step"),
+        *(
+            "checkpoint.keep",
+            "evaluation.k",
+            "monitor.host",
+            "monitor.port",
+            "monitor.sinks",
+            "report.samples_per_step",
+        ),
     }
 )
 
