@@ -181,6 +181,7 @@ class Evaluations:
                 temperature=request.temperature,
                 max_tokens=self._max_tokens,
                 seed=request.seed + number,
+                reproducible=request.reproducible,
                 prompt=prompt,
             )
         )

@@ -38,6 +38,7 @@ class EvaluationSettings(Settings, frozen=True, kw_only=True):
     samples: Count = 8  # per prompt
     k: tuple[Count, ...] = ()  # of pass@k and maj@k, none above `samples`; (): the powers of two
     temperature: Temperature = 1.0
+    reproducible: bool = True  # draw each prompt's samples by its own seed; vLLM is a fifth slower then
     tasks: tuple[TaskSettings, ...] = ()
 
 

@@ -86,7 +86,11 @@ def measure(
     from entrostat.actors.engine import VllmEngine  # vLLM takes seconds to import
 
     request = EvaluationRequest(
-        prompts=tuple(prompts), samples=samples, temperature=config.evaluation.temperature, seed=config.run.seed
+        prompts=tuple(prompts),
+        samples=samples,
+        temperature=config.evaluation.temperature,
+        seed=config.run.seed,
+        reproducible=config.evaluation.reproducible,
     )
     with contextlib.ExitStack() as closing:
         tokenizer = HuggingFaceTokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)

@@ -138,14 +138,13 @@ def _overrides(asked: Asked) -> list[str]:
 
 
 def _without_file(model: str, overrides: Sequence[str]) -> RunConfig:
-    """Settings of a model that no TOML speaks of: this process has the machine for itself."""
-    cores = len(os.sched_getaffinity(0))
+    """Settings of a model that no TOML speaks of."""
     table: dict[str, Any] = {
         "run": {"steps": 1, "name": "evaluation"},
         "model": {"path": model},
         "tasks": [],
-        "rollout": {"engine": {"kind": "vllm", "threads": cores}},
-        "verifier": {"processes": max(1, cores // 2)},
+        "rollout": {"engine": {"kind": "vllm"}},
+        "verifier": {"processes": max(1, len(os.sched_getaffinity(0)) // 2)},
     }
     config = configs.of_table(table, overrides)
     if any(text.replace(" ", "").startswith("model.dtype=") for text in overrides):

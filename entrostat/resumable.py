@@ -56,7 +56,7 @@ DECIDING = frozenset(
         *("learner.packing", "learner.head_chunk_tokens", "learner.gradient_checkpointing", "learner.probe_sequences"),
         *("learner.measure_balance", "learner.transport"),
         *("checkpoint.every_steps", "evaluation.every_steps", "evaluation.samples", "evaluation.temperature"),
-        "evaluation.tasks",
+        *("evaluation.reproducible", "evaluation.tasks"),
     }
 )
 

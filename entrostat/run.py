@@ -306,6 +306,7 @@ class Run:
                 samples=settings.samples,
                 temperature=settings.temperature,
                 seed=self._config.run.seed,
+                reproducible=settings.reproducible,
             )
             self._evaluation = self._cluster.evaluate(request)
 

@@ -23,7 +23,7 @@ def tasks_of(specs: Sequence[str], overrides: Sequence[str], limit: int = 0) -> 
     Args:
         specs: FILE.jsonl, FILE.parquet, `reasoning_gym:DATASET`, `huggingface:NAME` or `huggingface:NAME:SPLIT`.
         overrides: `task.KEY=VALUE`, for every task.
-        limit: problems of a generated task; 0: as many as there are by default.
+        limit: problems of each; 0: all there are, `GYM_PROBLEMS` of a generated task.
 
     Raises:
         ConfigError: a spec is none of these, or a key does not fit a task.
@@ -51,10 +51,10 @@ def _table(spec: str, limit: int) -> dict[str, Any]:
         return {"kind": kind, "dataset": rest, "size": limit or GYM_PROBLEMS}
     if colon and kind == "huggingface" and rest:
         name, _, split = rest.partition(":")
-        return {"kind": kind, "dataset": name, "split": split or "test"}
+        return {"kind": kind, "dataset": name, "split": split or "test", "limit": limit}
     path = Path(spec).expanduser()
     if path.suffix.lower() in FILES:
-        return {"kind": FILES[path.suffix.lower()], "path": str(path.absolute())}
+        return {"kind": FILES[path.suffix.lower()], "path": str(path.absolute()), "limit": limit}
     raise ConfigError(
         f"--task {spec} names no task: expected FILE.jsonl, FILE.parquet, reasoning_gym:DATASET, huggingface:NAME or "
         "huggingface:NAME:SPLIT; fields and verifier follow as --set task.answer=KEY, --set task.verifier.kind=numeric"

@@ -379,6 +379,7 @@ class EvaluationRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     samples: int
     temperature: float
     seed: int
+    reproducible: bool = True  # each prompt's samples follow from the seed, whatever else the engine has to do
 
 
 NO_VOTE = -1  # a sample without an answer
