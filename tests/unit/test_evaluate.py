@@ -4,21 +4,24 @@ import io
 import itertools
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from rich.console import Console
 
 from entrostat import evaluate
 from entrostat.actors.evaluation import Evaluation, Progress
 from entrostat.cli import main
+from entrostat.config import RunConfig
 from entrostat.evaluated import Evaluated, evaluated, show, warnings
 from entrostat.evaluation_job import Asked, Job, own_dtype, prepare
 from entrostat.progress import Watch
 from entrostat.protocol.errors import ConfigError, Stalled
-from entrostat.protocol.messages import STATUSES, EvaluationRequest, EvaluationResult, Status, Verdict
+from entrostat.protocol.messages import STATUSES, EvaluationRequest, EvaluationResult, Prompt, Status, Verdict
 from entrostat.protocol.ports import Completion, SampleRequest
 from entrostat.protocol.task_settings import HuggingFace, Jsonl, Parquet, ReasoningGym
 from entrostat.protocol.verifier_settings import Numeric
@@ -276,6 +279,22 @@ def test_failures_of_a_verifier_are_told(
     told = warnings(said_of(msgspec.structs.replace(result, statuses=statuses), starter), alarm_share=0.5)
     assert (len(told.lines), told.worthless) == (lines, worthless)
     assert all(status in line for line in told.lines)
+
+
+def test_stdout_is_the_results_alone_and_nothing_judged_is_no_success(
+    starter: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def measured(config: RunConfig, prompts: tuple[Prompt, ...], samples: int, **_: object) -> EvaluationResult:
+        os.write(1, b"a library says hello\n")
+        result = evaluation_result([0] * len(prompts), samples)
+        return msgspec.structs.replace(result, statuses=np.full_like(result.statuses, STATUSES.index("error")))
+
+    monkeypatch.setattr(evaluate, "measure", measured)
+    assert main(["eval", str(starter), "--task", *SUMS, "--limit", "3", "--json"]) == 1
+    shown = capfd.readouterr()
+    assert json.loads(shown.out)["scores"]["statuses"]["error"] == 24
+    assert "a library says hello" in shown.err
+    assert "every verdict is a failure of the verifier (24 error)" in shown.err
 
 
 def test_a_pipe_gets_a_line_now_and_then_and_a_terminal_a_bar() -> None:
