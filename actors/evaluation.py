@@ -5,6 +5,7 @@ from concurrent.futures import Future
 
 import msgspec
 import numpy as np
+import xxhash
 
 from entrostat.actors.group import Verdicts, surprise
 from entrostat.protocol.arrays import Int32, UInt8
@@ -109,6 +110,7 @@ class Evaluation:
         statuses = [[STATUSES.index(verdict.status) for verdict in found] for found in verdicts]
         return EvaluationResult(
             version=version,
+            prompts=xxhash.xxh3_64_hexdigest("\n".join(prompt.name for prompt in prompts).encode()),
             levels=tuple(prompt.level for prompt in prompts),
             samples=samples,
             statuses=np.array(statuses, np.uint8).reshape(shape),

@@ -208,6 +208,7 @@ class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
     levels: tuple[LevelScore, ...]
     scores: Scores | None = None  # all there is to tell; None in rows of earlier releases
     correct: tuple[int, ...] = ()  # [prompts] of `samples`: what another evaluation of the same prompts is held against
+    asked: str = ""  # a digest of all prompts' names: equal where they are the same prompts
 
 
 def evaluation_row(result: EvaluationResult, trained_levels: Set[str], k: Sequence[int]) -> EvaluationRow:
@@ -242,6 +243,7 @@ def evaluation_row(result: EvaluationResult, trained_levels: Set[str], k: Sequen
         ),
         scores=whole,
         correct=tuple(int(count) for count in correct[trained]),
+        asked=result.prompts,
     )
 
 

@@ -186,7 +186,7 @@ def bounded(values: Float64) -> Estimate:
     values = np.clip(values, 0.0, 1.0)
     m, p = len(values), float(values.mean())
     largest = p * (1.0 - p)
-    squares = float(((values - p) ** 2).sum())
+    squares = min(float(((values - p) ** 2).sum()), m * largest)  # as it is, but for rounding
     variance = (squares + PRIOR_PROMPTS * largest) / (m - 1 + PRIOR_PROMPTS)
     size = m * min(largest / variance, 1.0 + m * largest) if variance > 0.0 else float(m)
     t = _t(m)

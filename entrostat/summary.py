@@ -148,6 +148,8 @@ def _interval(row: EvaluationRow | None) -> tuple[float, float] | None:
 def _gain(before: EvaluationRow | None, after: EvaluationRow | None) -> Estimate | None:
     if before is None or after is None or not before.correct or len(before.correct) != len(after.correct):
         return None
+    if before.asked != after.asked:
+        return None  # other prompts
     return gain(pass_rates(before), pass_rates(after))
 
 

@@ -77,6 +77,7 @@ def evaluation_result(
     shape = wrong.shape
     return EvaluationResult(
         version=PolicyVersion(branch=0, step=step),
+        prompts="made up",
         levels=levels or ("3 terms",) * len(correct),
         samples=samples,
         statuses=np.where(wrong, STATUSES.index("wrong"), 0).astype(np.uint8),

@@ -331,4 +331,7 @@ def test_a_summary_says_how_sure_the_gain_is() -> None:
     assert "95 %" in sure
     assert "chance" not in sure
     assert "so it may be chance" in told(scored_row(0, 0.3), scored_row(10, 0.32))
+    others = msgspec.structs.replace(scored_row(10, 0.6), asked="others")
+    assert "by prompt" in told(scored_row(0, 0.3), scored_row(10, 0.6))
+    assert "by prompt" not in told(scored_row(0, 0.3), others), "other prompts can't be paired"
     assert told(earlier_row(0, 0.3), scored_row(10, 0.3)).count("95 %") == 0

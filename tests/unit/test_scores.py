@@ -155,6 +155,11 @@ def test_an_interval_holds_its_mean_and_mirrors_with_it(values: list[float]) -> 
     assert found.high == pytest.approx(1.0 - mirrored.low, abs=1e-9)
 
 
+def test_results_that_differ_by_rounding_alone_are_equal() -> None:
+    found = bounded(np.array([1.0] * 50 + [np.nextafter(1.0, 0.0)]))
+    assert found.low == pytest.approx(bounded(np.ones(51)).low)
+
+
 def test_rewards_beyond_1_keep_their_scale() -> None:
     found = rewards(np.array([0.0, 1.0, 2.0, 3.0]))
     assert found.low is not None
