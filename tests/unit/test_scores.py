@@ -134,6 +134,12 @@ def test_near_0_and_1_and_with_few_prompts_intervals_are_wide_rather_than_wrong(
         assert held >= 0.9, truth
 
 
+@pytest.mark.parametrize(("samples", "k", "a"), [(64, 32, 0.5), (64, 32, 1.0), (16, 8, 1.0)])
+def test_few_prompts_that_differ_little_from_the_others_are_no_certainty(samples: int, k: int, a: float) -> None:
+    held, _ = coverage(10, samples, k, a, a)  # most prompts are solved by k tries, and the others nearly
+    assert held >= 0.92
+
+
 @pytest.mark.parametrize("level", [0.0, 1.0])
 @pytest.mark.parametrize("prompts", [1, 10, 1000])
 def test_equal_results_everywhere_are_no_certainty(level: float, prompts: int) -> None:
