@@ -75,7 +75,10 @@ def show(console: Console, found: Evaluated) -> None:
     if len(parts) > 1:
         columns.append(("all" if all(level.trained for level, _ in parts) else "trained levels", found.scores))
     every = [scores for _, scores in columns]
-    table = Table(title=f"{found.model}: {found.samples} samples of each prompt", title_justify="left")
+    console.print(
+        f"{found.model}: {found.samples} samples of each prompt", markup=False, highlight=False, soft_wrap=True
+    )
+    table = Table()
     table.add_column("")
     for name, _ in columns:
         table.add_column(name, justify="right")
