@@ -7,7 +7,7 @@ FIRST ?= 0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test unit check format lock clean bench-law bench-toy bench-collapse bench-trl bench-tables
-.PHONY: bench-learner bench-head bench-weights bench-beside-trl bench-gpu bench-overlap bench-overhead
+.PHONY: bench-learner bench-head bench-weights bench-beside-trl bench-gpu bench-overlap bench-overhead bench-sampling
 .PHONY: simulate simulate-mutants simulate-scale chaos
 
 help: ## this list
@@ -86,6 +86,9 @@ bench-overlap: setup ## what asynchrony wins over on-policy, at a GPU's pace and
 
 bench-overhead: setup ## what controller, protocol and Ray cost of a step; six minutes
 	$(BIN)/python -m benchmarks.overhead
+
+bench-sampling: setup ## groups with mixed results under both ways of drawing prompts; a minute
+	$(BIN)/python -m benchmarks.mixed_results
 
 bench-gpu: setup ## head, selection and a learner's step on a GPU; without one the table stays empty
 	$(BIN)/python -m benchmarks.gpu

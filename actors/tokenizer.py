@@ -4,7 +4,10 @@ A folder with a `tokenizer.json` is read by the `tokenizers` library alone: tran
 user waits for them. It is asked only for chat templates and for tokenizers of older form.
 """
 
+import inspect
 import json
+import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from entrostat.actors.tasks.problem import Turn
 from entrostat.protocol.arrays import Int32
-from entrostat.protocol.errors import ModelError
+from entrostat.protocol.errors import ModelError, TaskError
 
 
 class HuggingFaceTokenizer:
@@ -66,11 +70,43 @@ class HuggingFaceTokenizer:
         decoder = self._slow if self._fast is None else self._fast
         return str(decoder.decode(tokens.tolist(), skip_special_tokens=True))
 
-    def chat(self, system: str, question: str) -> str:
-        """What the policy reads when a user asks `question`, up to where its response begins; no system if empty."""
+    def chat(self, system: str, turns: Sequence[Turn], question: str, options: Mapping[str, bool | int | str]) -> str:
+        """What the policy reads when a user asks `question` after `turns`, up to where its response begins.
+
+        No system message if `system` is empty. `options` are the template's own, such as `enable_thinking`.
+
+        Raises:
+            TaskError: the template refuses the messages, or never mentions an option.
+        """
+        from jinja2 import TemplateError
+
+        self._check_options(options)
         messages = [{"role": "system", "content": system}] if system else []
+        messages += [{"role": turn.role, "content": turn.text} for turn in turns]
         messages.append({"role": "user", "content": question})
-        return str(self._slow.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        try:
+            return str(
+                self._slow.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options),
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise TaskError(
+                f"the chat template of {self._source} refuses messages of {roles} ({error}): change the task's system "
+                "and few_shot, or set chat = false"
+            ) from error
+
+    def _check_options(self, options: Mapping[str, bool | int | str]) -> None:
+        """The library takes any option in silence, and some for itself."""
+        if not options:
+            return
+        template = str(self._slow.chat_template)
+        own = inspect.signature(self._slow.apply_chat_template).parameters
+        unknown = [name for name in options if name in own or not re.search(rf"\b{re.escape(name)}\b", template)]
+        if unknown:
+            raise TaskError(
+                f"the chat template of {self._source} has no option {', '.join(map(repr, unknown))} (the task's "
+                "chat_options): leave it out"
+            )
 
     @cached_property
     def _slow(self) -> Any:

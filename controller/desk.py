@@ -76,6 +76,7 @@ class Desk:
         branch: of the run directory's life.
         step: the branch starts from these weights.
         state: of an earlier branch at that step.
+        task_prompts: how many prompts each task has, see `Controller`; () where the journal has them.
 
     Raises:
         TaskError: there are no prompts.
@@ -94,6 +95,7 @@ class Desk:
         branch: int = 0,
         step: int = 0,
         state: ControllerState | None = None,
+        task_prompts: Sequence[int] = (),
     ) -> None:
         self._stations, self._storage, self._clock, self._branch = stations, storage, clock, branch
         self._began, self._base = clock(), 0.0
@@ -111,8 +113,8 @@ class Desk:
                     f"no segment of branch {branch} was begun, so the controller knows no prompts: its process died at "
                     "once. Resume the run"
                 )
-            self.controller = Controller(stations, levels)
-            self._open(earlier[-1] + 1 if earlier else 0, term=0, follows=0, levels=_levels(levels))
+            self.controller = Controller(stations, levels, task_prompts=task_prompts)
+            self._open(earlier[-1] + 1 if earlier else 0, term=0, follows=0, levels=_levels(levels, task_prompts))
             if branch:
                 self.apply(Rewound(branch=branch, step=step, state=state, at=self._now()))
                 self.sync()  # a segment without it would be gone on with as a run's first branch
@@ -276,7 +278,8 @@ class Desk:
                 log.warning("%s was not yet begun when its process died", frames.name)
                 continue
             opened = check_first(first[1], frames.name)
-            self.controller = Controller(self._stations, self._known_levels(earlier), opened.state)
+            levels = self._known_levels(earlier)
+            self.controller = Controller(self._stations, levels.of_prompts(), opened.state, task_prompts=levels.tasks)
             events = sum(1 for _ in replay(self.controller, self._offered(records), frames.name))
             if self.controller.version.branch != self._branch:
                 raise JournalDamaged(
@@ -299,7 +302,7 @@ class Desk:
                 self._keep(record.manifest)
             yield offset, record, frame
 
-    def _known_levels(self, segments: list[int]) -> list[str]:
+    def _known_levels(self, segments: list[int]) -> Levels:
         """Those in the first segment that was begun."""
         for segment in segments:
             name = name_of(self._branch, segment)
@@ -307,11 +310,11 @@ class Desk:
                 opened = check_first(record, name)
                 if opened.levels is None:
                     break
-                return opened.levels.of_prompts()
+                return opened.levels
         raise JournalDamaged(f"branch {self._branch} of the journal lacks the prompts' levels: a segment is gone")
 
 
-def _levels(levels: Sequence[str]) -> Levels:
+def _levels(levels: Sequence[str], task_prompts: Sequence[int]) -> Levels:
     numbers: dict[str, int] = {}
     found = np.fromiter((numbers.setdefault(level, len(numbers)) for level in levels), np.int32, len(levels))
-    return Levels(names=tuple(numbers), numbers=found)
+    return Levels(names=tuple(numbers), numbers=found, tasks=tuple(task_prompts))

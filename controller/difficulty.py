@@ -15,6 +15,7 @@ group itself, at once: `difficulty = "group"`, w_q = w(g) by `group_weights`, wi
 published is "group" with `normalise = false`, under the anchored law; the form of w is ours in both.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -82,6 +83,22 @@ def expected_weight(a: Float64, b: Float64, *, form: Form, threshold: float) -> 
     return np.ones_like(mean)
 
 
+def mixed_chance(a: float, b: float, samples: int) -> float:
+    """P(mixed) = 1 − E[g^G] − E[(1−g)^G] for g ~ Beta(a, b): that G samples are neither all right nor all wrong.
+
+    E[g^G] = Γ(a+G)·Γ(a+b) / (Γ(a)·Γ(a+b+G)), and the other with b for a.
+    """
+    both = math.lgamma(a + b) - math.lgamma(a + b + samples)
+    right = math.exp(math.lgamma(a + samples) - math.lgamma(a) + both)
+    wrong = math.exp(math.lgamma(b + samples) - math.lgamma(b) + both)
+    return max(0.0, 1.0 - right - wrong)  # which may round to just below
+
+
+def most_mixed(samples: int) -> float:
+    """The largest P(mixed) there is, of a pass rate of ½: 1 − 2^(1−G)."""
+    return 1.0 - 2.0 ** (1 - samples)
+
+
 def group_weights(reports: Sequence[GroupReport], settings: WeightSettings) -> Float64:
     """`[groups]` w(g) of each group's own pass rate, raw: AER's, see above."""
     rates = [report.statuses.count("correct") / len(report.statuses) for report in reports]
@@ -128,6 +145,12 @@ class DecayedCounts:
         successes: Float64 = self._successes[rows].astype(np.float64) * decay
         failures: Float64 = self._failures[rows].astype(np.float64) * decay
         return successes, failures
+
+    def of(self, row: int, step: int) -> tuple[float, float]:
+        """`at` of one row, in a tenth of the time."""
+        last = self._last.item(row)
+        decay = 2.0 ** ((last - step) / self._half_life) if step > last else 1.0
+        return self._successes.item(row) * decay, self._failures.item(row) * decay
 
     def visited(self, rows: Any) -> NDArray[np.bool_]:
         """Which of `rows` were observed at least once."""
@@ -206,6 +229,16 @@ class DifficultyTable:
         rate = self.level_rates(step)[self._level[prompts]]
         successes, failures = self._prompts.at(prompts, step)
         return prior * rate + successes, prior * (1.0 - rate) + failures
+
+    def mixed(self, prompt: int, step: int, samples: int, prior: float) -> float:
+        """P(mixed) of so many samples of a prompt at `step`, as a share of the largest there is, in [0, 1].
+
+        With a prior of another strength than `beta`: see `MixedResults`.
+        """
+        successes, failures = self._levels.of(self._level.item(prompt), step)
+        rate = (successes + 0.5) / (successes + failures + 1.0)
+        successes, failures = self._prompts.of(prompt, step)
+        return mixed_chance(prior * rate + successes, prior * (1.0 - rate) + failures, samples) / most_mixed(samples)
 
     def weights(self, prompts: Any, step: int) -> Float64:
         """w_q of `prompts` at `step`, not yet normalised, in [w_min, 1]."""

@@ -93,7 +93,7 @@ class _Reader:
                 raise JournalDamaged(
                     f"{name} is the first of its branch and lacks the prompts' levels: one before is missing"
                 )
-            return Controller(first.settings, first.levels.of_prompts())
+            return Controller(first.settings, first.levels.of_prompts(), task_prompts=first.levels.tasks)
         if first.state is None or wire.encode(first.state).data != wire.encode(before.state()).data:
             raise JournalDiffers(
                 f"{name} does not begin with the state that the segment before leads to (version {before.version})"

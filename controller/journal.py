@@ -29,10 +29,11 @@ NAME = re.compile(r"(\d+)\.(\d+)\.journal")
 
 
 class Levels(msgspec.Struct, frozen=True, kw_only=True):
-    """The levels of all training prompts."""
+    """The levels of all training prompts, and how many of the prompts each task has."""
 
     names: tuple[str, ...]
     numbers: Int32  # [prompts] into `names`
+    tasks: tuple[int, ...] = ()  # prompts of each task, by id one after the other; () where nobody asked
 
     def of_prompts(self) -> list[str]:
         """`[prompts]` each one's level."""

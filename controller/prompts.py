@@ -1,15 +1,18 @@
 """Which prompt is leased next: epochs of seeded permutations, with what came back leased first."""
 
 from collections import deque
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
+from entrostat.controller.turns import Turns, WeightedTasks
 from entrostat.protocol.arrays import Int32
 from entrostat.protocol.errors import CheckpointDamaged
 
-CHUNK_ROWS = 1 << 20
+BLOCK = 4096  # places whose numbers are drawn at once
+DRAW = 3  # last word of their seeds, as in turns.py
 
 
 class PromptPosition(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,35 +22,51 @@ class PromptPosition(msgspec.Struct, frozen=True, kw_only=True):
     index: int  # prompts of the epoch already taken
     returned: Int32  # [n] prompt ids to be leased before the epoch goes on
     held: Int32  # [n] busy when their turn came, and still so
+    passed_over: int = 0  # turns since the run began
 
 
 class PromptOrder:
-    """Every prompt once an epoch, in an order that follows from the seed alone; 4 bytes a prompt.
-
-    Shuffled, every stretch of an epoch holds each level in its share, within one prompt of each: batches differ less in
-    difficulty, and so in entropy, than a draw would make them.
+    """Prompts in the order of their turns (turns.py), which follows from the seed alone; 4 bytes a prompt.
 
     A prompt that is busy (a group of it is being sampled or waits for a batch) is not taken again while any other is
     free: it is held back, and comes first once `put_back` or `freed` names it.
+
+    With `chance` a prompt whose turn comes is drawn with this probability, and else passed over until its next turn.
+    That is decided once a turn: whatever is put back or held was drawn. The random number of a place follows from seed,
+    epoch and place, so that a position says all.
 
     Args:
         prompts: how many there are; ids are dense from 0.
         seed: of the permutations.
         shuffle: False takes them by id.
         levels: `[prompts]` number of each one's level; without them all are of one.
+        tasks: with their weights; None where they have none.
+        chance: the probability of a prompt's being drawn now, which must be bounded away from 0; None draws all.
     """
 
-    def __init__(self, prompts: int, seed: int, *, shuffle: bool, levels: Int32 | None = None) -> None:
+    def __init__(
+        self,
+        prompts: int,
+        seed: int,
+        *,
+        shuffle: bool,
+        levels: Int32 | None = None,
+        tasks: WeightedTasks | None = None,
+        chance: Callable[[int], float] | None = None,
+    ) -> None:
         self._prompts = prompts
         self._seed = seed
-        self._shuffle = shuffle
-        self._levels = np.zeros(prompts, dtype=np.int32) if levels is None else levels
+        self._turns = Turns(prompts, seed, shuffle=shuffle, levels=levels, tasks=tasks)
+        self._chance = chance
         self._epoch = 0
         self._index = 0
+        self.passed_over = 0  # turns since the run began
         self._returned: deque[int] = deque()
         self._held: dict[int, None] = {}  # busy when its turn came; in the order in which that was
-        self._permutation = self._permute(0)
-        self._epochs: dict[int, Int32] = {}  # permutations that `at` was asked for
+        self._order = self._turns.of_epoch(0)
+        self._epochs: dict[int, Int32] = {}  # those that `at` was asked for
+        self._block: tuple[int, int] | None = None  # epoch, and place over BLOCK, of …
+        self._uniform: NDArray[np.float64] = np.empty(0)
 
     def take(self, busy: Container[int], busy_count: int) -> int:
         """The next prompt; one in `busy` (of `busy_count` different ones) only when all are."""
@@ -75,18 +94,20 @@ class PromptOrder:
             self._returned.append(prompt)
 
     def at(self, place: int) -> int:
-        """The prompt in a place of the endless sequence of epochs."""
+        """The prompt whose turn a place of the endless sequence of epochs is; nobody is passed over here."""
         epoch, index = divmod(place, self._prompts)
         if epoch not in self._epochs:
             # A place that is taken again may belong to the epoch before.
             self._epochs = {known: order for known, order in self._epochs.items() if known >= epoch - 1}
-            self._epochs[epoch] = self._permute(epoch)
+            self._epochs[epoch] = self._turns.of_epoch(epoch)
         return int(self._epochs[epoch][index])
 
     def position(self) -> PromptPosition:
         """Where the order stands."""
         returned, held = (np.array(list(prompts), dtype=np.int32) for prompts in (self._returned, self._held))
-        return PromptPosition(epoch=self._epoch, index=self._index, returned=returned, held=held)
+        return PromptPosition(
+            epoch=self._epoch, index=self._index, returned=returned, held=held, passed_over=self.passed_over
+        )
 
     def unbind(self, outstanding: Iterable[int]) -> None:
         """Nothing is busy any more: prompts of `outstanding` leases come first, then those put back and held."""
@@ -105,40 +126,27 @@ class PromptOrder:
                 f"the controller's snapshot speaks of prompts the run does not have (it has {self._prompts}): "
                 "resume with the tasks the run was started with"
             )
-        self._epoch, self._index = position.epoch, position.index
+        self._epoch, self._index, self.passed_over = position.epoch, position.index, position.passed_over
         self._returned = deque(position.returned.tolist())
         self._held = dict.fromkeys(position.held.tolist())
-        self._permutation = self._permute(self._epoch)
+        self._order = self._turns.of_epoch(self._epoch)
 
     def _advance(self) -> int:
-        if self._index == self._prompts:
-            self._epoch, self._index = self._epoch + 1, 0
-            self._permutation = self._permute(self._epoch)
-        self._index += 1
-        return int(self._permutation[self._index - 1])
+        """The next place's prompt that is not passed over."""
+        while True:
+            if self._index == self._prompts:
+                self._epoch, self._index = self._epoch + 1, 0
+                self._order = self._turns.of_epoch(self._epoch)
+            index, prompt = self._index, int(self._order[self._index])
+            self._index += 1
+            if self._chance is None or self._drawn(index) < self._chance(prompt):
+                return prompt
+            self.passed_over += 1
 
-    def _permute(self, epoch: int) -> Int32:
-        if not self._shuffle:
-            return np.arange(self._prompts, dtype=np.int32)
-        generator = np.random.default_rng([self._seed, epoch])
-        permutation = np.arange(self._prompts, dtype=np.int32)
-        generator.shuffle(permutation)
-        # The i-th of a level's n prompts stands somewhere in the i-th n-th of the epoch. With 10 M prompts every array
-        # counts: what is no longer needed is given back at once.
-        levels = self._levels[permutation]
-        counts = np.bincount(levels)
-        by_level = np.argsort(levels, kind="stable")
-        rank = np.empty(self._prompts, dtype=np.int32)
-        rank[by_level] = np.arange(self._prompts, dtype=np.int32) - np.repeat(
-            (np.cumsum(counts) - counts).astype("i4"), counts
-        )
-        del by_level
-        place = generator.random(self._prompts)
-        place += rank
-        del rank
-        for start in range(0, self._prompts, CHUNK_ROWS):
-            place[start : start + CHUNK_ROWS] /= counts[levels[start : start + CHUNK_ROWS]]
-        del levels
-        order = np.argsort(place)
-        del place
-        return permutation[order]
+    def _drawn(self, index: int) -> float:
+        """A number in [0, 1) that follows from the seed, the epoch and the place in it."""
+        block, within = divmod(index, BLOCK)
+        if self._block != (self._epoch, block):
+            self._block = (self._epoch, block)
+            self._uniform = np.random.default_rng([self._seed, self._epoch, block, DRAW]).random(BLOCK)
+        return self._uniform.item(within)

@@ -96,13 +96,20 @@ class ControllerActor:
         self._ticker: asyncio.Task[None] | None = None
         self._stepped = 0.0  # when the last step was reported
 
-    async def start(self, levels: Sequence[str], buffer: BufferHandle, state: UInt8 | None = None) -> int:
+    async def start(
+        self,
+        levels: Sequence[str],
+        buffer: BufferHandle,
+        state: UInt8 | None = None,
+        task_prompts: Sequence[int] = (),
+    ) -> int:
         """Sets the controller up and starts its clock; returns the port of its metrics.
 
         Args:
             levels: `[prompts]` the level of each training prompt.
             buffer: handle of the sample buffer.
             state: a `ControllerState` frame of an earlier branch.
+            task_prompts: how many of the prompts each task has, by id one after the other.
 
         Raises:
             StationLost: a newer life of the run has begun.
@@ -114,15 +121,26 @@ class ControllerActor:
         self._buffer = buffer
         if self._started is None:
             before = None if state is None else wire.decode(state, ControllerState)
-            self._started = self._start(levels, before)
+            self._started = self._start(levels, before, task_prompts)
         return await self.endpoint()
 
-    def _start(self, levels: Sequence[str] | None, state: ControllerState | None) -> Started:
+    def _start(
+        self, levels: Sequence[str] | None, state: ControllerState | None, task_prompts: Sequence[int]
+    ) -> Started:
         stations, began = self._settings, time.monotonic()
         if self._writer is None:
             self._writer = Writer(stations.directory, self._branch, "the controller")
         log_to(stations.directory, "controller")
-        desk = Desk(stations, levels, self._journal, time.monotonic, branch=self._branch, step=self._step, state=state)
+        desk = Desk(
+            stations,
+            levels,
+            self._journal,
+            time.monotonic,
+            branch=self._branch,
+            step=self._step,
+            state=state,
+            task_prompts=task_prompts,
+        )
         loop = asyncio.get_running_loop()
 
         def scale(actors: int) -> int:
@@ -291,7 +309,7 @@ class ControllerActor:
             if not any(branch == self._branch for branch, _ in self._journal.segments()):
                 raise StationLost("the controller was asked for work before it was started: call start first")
             # Ray restarted this process.
-            self._started = self._start(None, None)
+            self._started = self._start(None, None, ())
         return self._started
 
     def _welcomed(self) -> Started:

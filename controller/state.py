@@ -5,7 +5,7 @@ the same commands, so that recovery is replay and a bug report is a list of even
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -35,6 +35,7 @@ from entrostat.controller.prompts import PromptOrder
 from entrostat.controller.rounds import Rounds
 from entrostat.controller.snapshot import ActorState, ControllerState
 from entrostat.controller.steering import Steering
+from entrostat.controller.turns import WeightedTasks
 from entrostat.protocol import wire
 from entrostat.protocol.errors import CheckpointDamaged, TaskError
 from entrostat.protocol.messages import (
@@ -46,7 +47,7 @@ from entrostat.protocol.messages import (
     Pulse,
     StepReport,
 )
-from entrostat.protocol.settings import Stations
+from entrostat.protocol.settings import MixedResults, Stations, Uniform
 
 log = logging.getLogger(__name__)
 
@@ -67,16 +68,25 @@ class Controller:
         settings: of the run.
         levels: `[prompts]` the level of each training prompt.
         state: to go on from, all of it; None begins branch 0 at step 0.
+        task_prompts: how many of the prompts each task has, by id one after the other; needed where tasks have weights.
 
     Raises:
-        TaskError: there are no prompts.
+        TaskError: there are no prompts, or tasks with weights that do not add up to them.
         CheckpointDamaged: the state belongs to other prompts, or to another law.
     """
 
-    def __init__(self, settings: Stations, levels: Sequence[str], state: ControllerState | None = None) -> None:
+    def __init__(
+        self,
+        settings: Stations,
+        levels: Sequence[str],
+        state: ControllerState | None = None,
+        *,
+        task_prompts: Sequence[int] = (),
+    ) -> None:
         if not levels:
             raise TaskError("the controller was given no prompts; expected at least one training prompt")
         self._settings, self._level_names = settings, levels
+        self._tasks = _weighted(settings, task_prompts, len(levels))
         self._late_reports = self._fenced_pulses = 0
         self._wanted_actors = settings.rollout.actors
         self._now = 0.0
@@ -162,6 +172,11 @@ class Controller:
         return self._round.filled_up
 
     @property
+    def passed_over(self) -> int:
+        """Prompts' turns at which they were not drawn, because their samples would likely agree."""
+        return self._prompts.passed_over
+
+    @property
     def actors(self) -> int:
         """Rollout actors heard from within the last lease's deadline."""
         return len(self._living())
@@ -199,6 +214,7 @@ class Controller:
             ceiling_orders=law.ceiling_orders,
             leases=self._book.counts(),
             late_reports=self._late_reports,
+            passed_over=self.passed_over,
             actors=self.actors,
             wanted_actors=self._wanted_actors,
             judging=self.judging,
@@ -258,6 +274,8 @@ class Controller:
             settings.seed,
             shuffle=settings.batch.shuffle,
             levels=self._difficulty.level_numbers,
+            tasks=self._tasks,
+            chance=self._chance_of(settings),
         )
         self._book = LeaseBook(
             lease_rules(settings),
@@ -268,6 +286,17 @@ class Controller:
         self._round = Rounds(settings, self._difficulty)
         self._actors: dict[int, Actor] = {}
         self._observed = version.step - 1  # of a deterministic run: the last step whose groups the difficulty knows
+
+    def _chance_of(self, settings: Stations) -> Callable[[int], float] | None:
+        """How likely a prompt is drawn when its turn comes; None where all are."""
+        difficulty, samples = self._difficulty, settings.rollout.samples_per_prompt
+        match settings.batch.sampling:
+            case Uniform():
+                return None
+            case MixedResults(floor=floor, prior=prior):
+                return lambda prompt: (
+                    floor + (1.0 - floor) * difficulty.mixed(prompt, self._version.step, samples, prior)
+                )
 
     def _learnt(self, state: ControllerState) -> None:
         """Takes over what no branch loses."""
@@ -409,6 +438,18 @@ class Controller:
             # A buffer that was only away may hold them yet.
             return _discard((*missing.lease_ids, *self._drop_filtered()))
         return _discard(self._drop_filtered())
+
+
+def _weighted(settings: Stations, prompts: Sequence[int], together: int) -> WeightedTasks | None:
+    weights = [task.weight for task in settings.tasks]
+    if not any(weights):
+        return None
+    if len(prompts) != len(weights) or sum(prompts) != together:
+        raise TaskError(
+            f"{len(weights)} tasks with weights were said to have {list(prompts)} prompts; expected a number for each, "
+            f"{together} together"
+        )
+    return WeightedTasks(prompts, weights)
 
 
 def _momentum(settings: Stations) -> float:

@@ -19,10 +19,11 @@ class Telemetry:
         self._late = controller.late_reports
         self._fenced = controller.fenced_pulses
         self._filled_up = controller.filled_up
+        self._passed_over = controller.passed_over
         self._frozen = controller.reading.frozen
 
     def leases(self, controller: Controller) -> None:
-        """Leases, late reports, fenced pulses and actors."""
+        """Leases, late reports, fenced pulses, prompts passed over and actors."""
         counts = controller.counts
         self._exporter.add(metrics.LEASES_GRANTED, counts.granted - self._counts.granted)
         for outcome in (*get_args(Outcome), "filtered", "rewound"):
@@ -31,6 +32,8 @@ class Telemetry:
                 self._exporter.add(metrics.LEASES_ENDED, more, outcome=outcome)
         self._exporter.add(metrics.LATE_REPORTS, controller.late_reports - self._late)
         self._exporter.add(metrics.FENCED_PULSES, controller.fenced_pulses - self._fenced)
+        self._exporter.add(metrics.PASSED_OVER, controller.passed_over - self._passed_over)
+        self._passed_over = controller.passed_over
         self._exporter.set(metrics.LEASES_RUNNING, counts.running)
         self._exporter.set(metrics.GROUPS_READY, counts.ready)
         self._exporter.set(metrics.ACTORS, controller.actors)

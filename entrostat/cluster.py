@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,8 @@ class Cluster:
         self._settings = ray_calls.share(wire.encode(stations))
         self._prompts = ray_calls.share(wire.encode(prompts))
         self._levels = [prompt.level for prompt in prompts.prompts[:training_prompts]]
+        of_task = Counter(prompt.task for prompt in prompts.prompts[:training_prompts])  # their ids are in its order
+        self._task_prompts = [of_task[task] for task in range(len(stations.tasks))]
         self._start = start
         # Ray may restart these two: what they are made of is not in its object store.
         settings = wire.encode(stations)
@@ -122,7 +125,7 @@ class Cluster:
 
     def start(self) -> WeightsManifest:
         """Waits until every station is up and every actor serves the starting version."""
-        begun = self._controller.start.remote(self._levels, self._buffer, self._start.controller)
+        begun = self._controller.start.remote(self._levels, self._buffer, self._start.controller, self._task_prompts)
         self._answer(begun, "the controller", START_SECONDS, watch=False)
         weights = self._answer(self._learner_starts, "the learner", START_SECONDS, watch=False)
         for one in self._start.again:

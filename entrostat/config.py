@@ -13,7 +13,7 @@ from entrostat.protocol.errors import ConfigError
 from entrostat.protocol.learner_settings import LearnerSettings
 from entrostat.protocol.ranges import Count, CountOrZero, Port, Seconds, Settings, Temperature
 from entrostat.protocol.settings import BatchSettings, ModelSettings, RolloutSettings, Stations, VerifierSettings
-from entrostat.protocol.task_settings import Jsonl, TaskSettings
+from entrostat.protocol.task_settings import HuggingFace, Jsonl, Parquet, TaskSettings
 from entrostat.validate import Problem, problems, with_kinds
 
 
@@ -184,21 +184,23 @@ def _resolved(config: RunConfig, path: Path) -> RunConfig:
     return change(
         config,
         run=change(config.run, name=config.run.name or path.stem),
-        model=change(config.model, path=_model_path(config.model.path, folder)),
+        model=change(config.model, path=_folder_or_name(config.model.path, folder)),
         tasks=tuple(_with_path(task, folder) for task in config.tasks),
         evaluation=change(config.evaluation, tasks=tuple(_with_path(task, folder) for task in config.evaluation.tasks)),
     )
 
 
-def _model_path(name: str, folder: Path) -> str:
-    """An absolute path for what is a folder or is written like one; a hub name otherwise."""
+def _folder_or_name(name: str, folder: Path) -> str:
+    """An absolute path for what is here or is written like a path; a hub name otherwise."""
     candidate = _absolute(name, folder)
-    return str(candidate) if candidate.is_dir() or name.startswith((".", "/", "~")) else name
+    return str(candidate) if candidate.exists() or name.startswith((".", "/", "~")) else name
 
 
 def _with_path(task: TaskSettings, folder: Path) -> TaskSettings:
-    if isinstance(task, Jsonl):
+    if isinstance(task, Jsonl | Parquet):
         return msgspec.structs.replace(task, path=str(_absolute(task.path, folder)))
+    if isinstance(task, HuggingFace):
+        return msgspec.structs.replace(task, dataset=_folder_or_name(task.dataset, folder))
     return task
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from entrostat.actors.tasks.jsonl import count_rows
 from entrostat.protocol.entropy_settings import (
     BandLaw,
     BangBangLaw,
@@ -20,8 +19,9 @@ from entrostat.protocol.entropy_settings import (
     TopKEntropy,
 )
 from entrostat.protocol.learner_settings import Lora
-from entrostat.protocol.settings import SimulatedSettings, VllmSettings
-from entrostat.protocol.task_settings import HuggingFace, Jsonl, Parquet, ReasoningGym, TaskSettings
+from entrostat.protocol.settings import MixedResults, SimulatedSettings, VllmSettings
+from entrostat.protocol.task_settings import TaskSettings
+from entrostat.task_checks import prompt_count, split_problems, task_problems
 from entrostat.toml import Place
 from entrostat.validate import Problem
 
@@ -49,29 +49,13 @@ def model_facts(path: str) -> ModelFacts | None:
         return None
 
 
-def prompt_count(tasks: tuple[TaskSettings, ...]) -> int | None:
-    """How many prompts the tasks hold together; None if one of them is a file that isn't here."""
-    counts = [_count(task) for task in tasks]
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
-
-
-def _count(task: TaskSettings) -> int | None:
-    match task:
-        case ReasoningGym():
-            return task.size
-        case Jsonl():
-            return count_rows(task)
-        case Parquet() | HuggingFace():
-            return None
-
-
 def contradictions(config: "RunConfig", evaluation_without_tasks: bool) -> list[Problem]:
     """All there are. `evaluation_without_tasks`: there is an [evaluation] section that names none."""
     return [
         *_run(config),
         *_deterministic(config),
         *_tasks(config),
+        *_weights(config),
         *_evaluation(config, evaluation_without_tasks),
         *_lengths(config),
         *_law(config),
@@ -131,6 +115,12 @@ def _deterministic(config: "RunConfig") -> Iterator[Problem]:
             f'= "{config.batch.filter}", and {because} needs "none": which group fills a place up '
             "depends on which is done first",
         )
+    if isinstance(config.batch.sampling, MixedResults):
+        yield Problem(
+            ("batch", "sampling", "kind"),
+            f'= "mixed_results", and {because} needs "uniform": what is known of a prompt when its turn comes depends '
+            "on which groups are done by then",
+        )
     if config.learner.ranks != 1 or config.learner.device != "cpu":
         yield Problem(
             ("learner", "device"),
@@ -143,11 +133,11 @@ def _tasks(config: "RunConfig") -> Iterator[Problem]:
     if not config.tasks:
         yield Problem(("tasks",), "is empty; expected at least one [[tasks]] section")
         return
-    for section, tasks in ((("tasks",), config.tasks), (("evaluation", "tasks"), config.evaluation.tasks)):
-        for index, task in enumerate(tasks):
-            yield from template_problem(task, (*section, index))
-            if isinstance(task, Jsonl) and count_rows(task) == 0:
-                yield Problem((*section, index, "path"), f"= {task.path} is empty; expected one JSON object a line")
+    placed: list[tuple[Place, TaskSettings]] = [(("tasks", index), task) for index, task in enumerate(config.tasks)]
+    placed += [(("evaluation", "tasks", index), task) for index, task in enumerate(config.evaluation.tasks)]
+    for place, task in placed:
+        yield from task_problems(task, place)
+    yield from split_problems(placed)
     prompts = prompt_count(config.tasks)
     if prompts and config.batch.prompts > prompts:
         yield Problem(
@@ -157,12 +147,31 @@ def _tasks(config: "RunConfig") -> Iterator[Problem]:
         )
 
 
-def template_problem(task: TaskSettings, place: Place = ()) -> list[Problem]:
-    """A template without a question."""
-    if "{question}" in task.template:
-        return []
-    text = f"= {task.template!r} has no {{question}} in it: every prompt would be the same"
-    return [Problem((*place, "template"), text)]
+def _weights(config: "RunConfig") -> Iterator[Problem]:
+    """Weights are shares of the whole: it takes all of them to say one."""
+    for index, task in enumerate(config.evaluation.tasks):
+        if task.weight:
+            yield Problem(
+                ("evaluation", "tasks", index, "weight"),
+                f"= {task.weight:g}, but an evaluation samples every problem equally often: leave it out",
+            )
+    weights = [task.weight for task in config.tasks]
+    if not any(weights):
+        return
+    if not all(weights):
+        yield Problem(
+            ("tasks", weights.index(0.0), "weight"),
+            "is 0 or missing, and another task has one: give every task its weight, or none",
+        )
+        return
+    prompts = prompt_count(config.tasks)
+    for index, weight in enumerate(weights):
+        if prompts is not None and prompts * weight < sum(weights):
+            yield Problem(
+                ("tasks", index, "weight"),
+                f"= {weight:g} of {sum(weights):g} together is less than one of the {prompts} turns of an epoch: raise "
+                "it, or leave the task out",
+            )
 
 
 def _evaluation(config: "RunConfig", without_tasks: bool) -> Iterator[Problem]:

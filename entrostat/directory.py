@@ -1,6 +1,7 @@
 """The run directory: made whole or not at all, used by one process at a time.
 
-runs/NAME/  config.toml (effective) · run.json, token (endpoints of a living run) · metrics.jsonl · summary.json
+runs/NAME/  config.toml (effective) · prompts.npy (what it is trained on, as hashes)
+            run.json, token (endpoints of a living run) · metrics.jsonl · summary.json
             checkpoints/step-N/ · journal/groups/ (where they are recorded) · samples/step-N.jsonl · report/
             stall.txt (where it stalled: who waited for whom)
             lock (of the driver) · branch and writers (which life it is in, and who may write: protocol/lives.py)
@@ -13,7 +14,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -148,13 +149,14 @@ class RunDirectory:
             self._alone = None
 
 
-def create(path: Path, config: str, *, keep_earlier: bool) -> RunDirectory:
+def create(path: Path, config: str, *, keep_earlier: bool, files: Mapping[str, bytes] | None = None) -> RunDirectory:
     """A new run directory that holds its effective configuration.
 
     Args:
         path: must not exist, unless `keep_earlier`.
         config: TOML.
         keep_earlier: rename an existing run to a name with its time instead of refusing.
+        files: what else it holds from the beginning, by name.
 
     Raises:
         RunDirectoryError: the path exists, or can't be written.
@@ -166,7 +168,8 @@ def create(path: Path, config: str, *, keep_earlier: bool) -> RunDirectory:
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        write_atomically(fresh / "config.toml", config.encode())
+        for name, content in {"config.toml": config.encode(), **(files or {})}.items():
+            write_atomically(fresh / name, content)
         write_atomically(fresh / lives.BRANCH, b"0\n")
         fresh.rename(path)
         sync(path.parent)

@@ -4,18 +4,18 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from entrostat.actors.tasks.jsonl import count_rows
 from entrostat.config import RunConfig
-from entrostat.contradictions import ModelFacts, model_facts, prompt_count
+from entrostat.contradictions import ModelFacts, model_facts
 from entrostat.learner.objective import chunk_tokens
 from entrostat.methods import Line, entropy_lines, filter_lines, loss_lines, method_notes
 from entrostat.parameters import adapter_count, parameter_count
 from entrostat.preflight import VERSIONS_IN_MEMORY
 from entrostat.protocol.entropy_settings import AnchoredLaw, BandLaw, ThermostatLaw
 from entrostat.protocol.learner_settings import AllWeights, Lora
-from entrostat.protocol.settings import SimulatedSettings, VllmSettings
-from entrostat.protocol.task_settings import Jsonl, ReasoningGym, TaskSettings
+from entrostat.protocol.settings import MixedResults, SimulatedSettings, Uniform, VllmSettings
+from entrostat.protocol.task_settings import ReasoningGym
 from entrostat.scores import tries
+from entrostat.task_lines import Look, look, prompts_together
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -31,21 +31,23 @@ SHARED_GPU_SHARE = 0.8  # of its memory: an engine that takes more leaves a lear
 
 
 def explain(config: RunConfig) -> str:
-    """The effective configuration in words and numbers; loads nothing, and says what isn't on this machine."""
+    """The effective configuration in words and numbers; loads no model, and says what isn't on this machine."""
     facts = model_facts(config.model.path)
+    trained = [look(task) for task in config.tasks]
+    unseen = [look(task) for task in config.evaluation.tasks]
     sections = {
         f"run {config.run.name}": _run(config),
         "policy": _policy(config, facts),
-        "prompts": _prompts(config),
+        "prompts": _prompts(config, trained),
         "one optimizer step": _step(config),
         "staleness": _staleness(config),
         "entropy": entropy_lines(config.entropy),
         "verdicts": _verdicts(config),
-        "evaluation": _evaluation(config),
+        "evaluation": _evaluation(config, unseen),
         "memory": _memory(config, facts),
     }
     parts = [_section(title, list(lines)) for title, lines in sections.items()]
-    notes = list(_notes(config, facts))
+    notes = [*_notes(config, facts), *(note for one in (*trained, *unseen) for note in one.notes)]
     if notes:
         parts.append("worth knowing\n" + "\n".join(f"  · {note}" for note in notes))
     return "\n\n".join(parts)
@@ -82,28 +84,53 @@ def _policy(config: RunConfig, facts: ModelFacts | None) -> Iterator[Line]:
     yield "context", f"{_context(config, facts):,} tokens, prompt and response together"
 
 
-def _prompts(config: RunConfig) -> Iterator[Line]:
-    for number, task in enumerate(config.tasks, start=1):
-        yield f"task {number}", _task(task)
-    prompts = prompt_count(config.tasks)
+def _prompts(config: RunConfig, looks: list[Look]) -> Iterator[Line]:
+    yield from _task_lines(looks)
+    yield from _drawing(config)
+    prompts = prompts_together(looks)
     if prompts is None:
-        yield "together", "not known: a file is not on this machine"
+        yield "together", "not known: a table is not on this machine"
+        return
+    if not prompts:
+        yield "together", "none"
         return
     yield "together", f"{prompts:,} prompts"
     epochs = config.run.steps * config.batch.prompts / prompts
     order = "shuffled in each epoch" if config.batch.shuffle else "in their order"
-    yield "epochs", f"{epochs:.2f}: each prompt is sampled {epochs:.1f} times on average, {order}"
+    more = "; what is passed over or filtered comes on top" if _draws_more(config) else ""
+    yield "epochs", f"{epochs:.2f}: each prompt is sampled {epochs:.1f} times on average, {order}{more}"
 
 
-def _task(task: TaskSettings) -> str:
-    if isinstance(task, Jsonl):
-        rows = count_rows(task)
-        return f"{task.path}: {'not on this machine' if rows is None else f'{rows:,} problems'}"
-    if not isinstance(task, ReasoningGym):
-        return "rows of a table"
-    parameters = ", ".join(f"{key} {value}" for key, value in task.parameters.items())
-    named = f"{task.dataset} ({parameters})" if parameters else task.dataset
-    return f"{task.size:,} generated problems of {named}, level {task.level or task.dataset!r}"
+def _draws_more(config: RunConfig) -> bool:
+    return isinstance(config.batch.sampling, MixedResults) or config.batch.filter != "none"
+
+
+def _drawing(config: RunConfig) -> Iterator[Line]:
+    """How prompts are drawn: the tasks' shares, and who is passed over."""
+    weights = [task.weight for task in config.tasks]
+    if any(weights):
+        shares = ", ".join(f"task {number} {weight / sum(weights):.1%}" for number, weight in enumerate(weights, 1))
+        yield "turns", f"by the tasks' weights: {shares}; within a task every prompt has equally many"
+    else:
+        yield "turns", "every prompt once an epoch"
+    match config.batch.sampling:
+        case Uniform():
+            yield "drawn", "every prompt when its turn comes"
+        case MixedResults(floor=floor):
+            yield (
+                "drawn",
+                f"by how likely the {config.rollout.samples_per_prompt} samples of a group differ in reward, as the "
+                f"controller estimates it: always at a pass rate of 1/2, in {floor:.0%} of its turns at 0 or 1; else a "
+                "prompt is passed over until its next turn",
+            )
+
+
+def _task_lines(looks: list[Look]) -> Iterator[Line]:
+    for number, one in enumerate(looks, start=1):
+        first, *others = one.lines
+        yield f"task {number}", first
+        for line in others:
+            yield "", line
 
 
 def _step(config: RunConfig) -> Iterator[Line]:
@@ -180,7 +207,7 @@ def _staleness(config: RunConfig) -> Iterator[Line]:
 
 
 def _verdicts(config: RunConfig) -> Iterator[Line]:
-    kinds = {"math-verify" if isinstance(task, Jsonl) else "the dataset's own scorer" for task in config.tasks}
+    kinds = {"the dataset's own scorer" if isinstance(task, ReasoningGym) else "math-verify" for task in config.tasks}
     verifier = config.verifier
     yield (
         "by",
@@ -190,16 +217,15 @@ def _verdicts(config: RunConfig) -> Iterator[Line]:
     yield "warning", f"when more than {verifier.alarm_share:.0%} of verdicts are unparsable, time-outs or errors"
 
 
-def _evaluation(config: RunConfig) -> Iterator[Line]:
+def _evaluation(config: RunConfig, looks: list[Look]) -> Iterator[Line]:
     evaluation = config.evaluation
     if not evaluation.tasks:
         yield "none", "add [[evaluation.tasks]] to measure the policy on unseen prompts"
         return
-    for number, task in enumerate(evaluation.tasks, start=1):
-        yield f"task {number}", _task(task)
+    yield from _task_lines(looks)
     between = f", and every {evaluation.every_steps} steps" if evaluation.every_steps else ""
     yield "when", f"before and after the run{between}"
-    count = prompt_count(evaluation.tasks)
+    count = prompts_together(looks)
     together = "" if count is None else f", {count * evaluation.samples:,} together"
     shown = ", ".join(str(k) for k in tries(evaluation.samples, evaluation.k))
     yield "samples", f"{evaluation.samples} per prompt{together}: pass@k and maj@k, k = {shown}"
@@ -268,9 +294,6 @@ def _notes(config: RunConfig, facts: ModelFacts | None) -> Iterator[str]:
         yield f"the engine takes {engine.memory_share:.0%} of the GPU it shares with the learner: lower memory_share"
     if facts is None:
         yield f"the model {config.model.path} is not in a folder here: a run would look for it on the Hugging Face hub"
-    for task in (*config.tasks, *config.evaluation.tasks):
-        if isinstance(task, Jsonl) and count_rows(task) is None:
-            yield f"{task.path} is not here: a run would end at once, with exit code 2"
 
 
 def _short(config: RunConfig) -> Iterator[str]:

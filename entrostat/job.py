@@ -11,7 +11,7 @@ import msgspec
 
 from entrostat import config as configs
 from entrostat import directory as directories
-from entrostat import preflight, ray_calls, recovery, resumable, sinks
+from entrostat import preflight, prompt_record, ray_calls, recovery, resumable, sinks
 from entrostat.actors.tasks.load import load_prompts
 from entrostat.actors.tokenizer import HuggingFaceTokenizer
 from entrostat.cluster import Cluster
@@ -46,7 +46,8 @@ def begin(
         directories.check_free(target)
     check_address(address)
     config, prompts, training = prepare(config, target)
-    directory = directories.create(target, configs.effective_toml(config), keep_earlier=keep_earlier)
+    record = {prompt_record.FILE: prompt_record.record(prompts.prompts[:training])}
+    directory = directories.create(target, configs.effective_toml(config), keep_earlier=keep_earlier, files=record)
     start = Beginning(version=PolicyVersion(branch=0, step=0))
     try:
         return _go(config, directory, prompts, training, start, address=address, began=began)
@@ -64,6 +65,7 @@ def resume(path: Path, overrides: Sequence[str], *, address: str, began: float) 
     Raises:
         CheckpointDamaged: the newest checkpoint does not match its checksums.
         ConfigError: `overrides` change what may not change.
+        TaskError: the tasks yield other prompts than those the run was begun with.
         BadInput: there is no run, or a process of it still lives.
     """
     directory = directories.reopen(path.resolve())
@@ -83,6 +85,7 @@ def resume(path: Path, overrides: Sequence[str], *, address: str, began: float) 
             return 0
         check_address(address)
         config, prompts, training = prepare(config, directory.path)
+        prompt_record.check(directory.path, prompts.prompts[:training])
         start = branch_off(directory, saved, checkpoint, recorded=config.run.record_samples)
         directories.write_atomically(directory.config, configs.effective_toml(config).encode())
         undo.pop_all()
@@ -133,6 +136,11 @@ def prepare(config: RunConfig, directory: Path) -> tuple[RunConfig, PromptSet, i
     preflight.check_space(model, directory, config.checkpoint.keep, weights=config.learner.weights)
     preflight.check_port(config.monitor.host, config.monitor.port)
     prompts, training = read_prompts(config, model)
+    if training < config.batch.prompts:
+        raise ConfigError(
+            f"[batch] prompts = {config.batch.prompts} in each optimizer step, but the tasks hold {training}: "
+            "lower it, or take more problems"
+        )
     return config, prompts, training
 
 

@@ -88,6 +88,7 @@ class MetricsRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False)
     fresh_drift_max_nats: float | None = None
     fresh_drift_kl_nats: float | None = None
     fresh_tokens: int = 0  # … and how many these are
+    prompts_passed_over: int = 0  # turns at which a prompt was not drawn, since the run began, see `MixedResults`
     wait_cause_seconds: dict[str, float] = msgspec.field(default_factory=dict)  # the learner's waits, see `Waits`
 
 
@@ -170,6 +171,7 @@ def metrics_row(
         fresh_drift_kl_nats=None if report.fresh is None else report.fresh.kl,
         fresh_tokens=0 if report.fresh is None else report.fresh.tokens,
         age_actor_entropy_nats=tuple(_or_none(entropy) for entropy in view.actor_ages),
+        prompts_passed_over=view.passed_over,
         wait_cause_seconds=msgspec.structs.asdict(waits),
     )
 

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from entrostat import toml
-from entrostat.contradictions import template_problem
 from entrostat.protocol.errors import ConfigError
 from entrostat.protocol.task_settings import TaskSettings
+from entrostat.task_checks import task_problems
 from entrostat.validate import problems
 
 PREFIX = "task."
@@ -38,7 +38,7 @@ def _task(spec: str, overrides: Sequence[str], limit: int) -> TaskSettings:
     found = problems(TaskSettings, table)
     if not found:
         task: TaskSettings = msgspec.convert(table, TaskSettings)
-        found = template_problem(task)
+        found = list(task_problems(task, ()))
         if not found:
             return task
     listed = "\n".join(f"  {'.'.join(str(key) for key in problem.place)}: {problem.message}" for problem in found)
@@ -51,7 +51,13 @@ def _table(spec: str, limit: int) -> dict[str, Any]:
         return {"kind": kind, "dataset": rest, "size": limit or GYM_PROBLEMS}
     if colon and kind == "huggingface" and rest:
         name, _, split = rest.partition(":")
-        return {"kind": kind, "dataset": name, "split": split or "test", "limit": limit}
+        folder = Path(name).expanduser()
+        return {
+            "kind": kind,
+            "dataset": str(folder.absolute()) if folder.is_dir() else name,
+            "split": split or "test",
+            "limit": limit,
+        }
     path = Path(spec).expanduser()
     if path.suffix.lower() in FILES:
         return {"kind": FILES[path.suffix.lower()], "path": str(path.absolute()), "limit": limit}

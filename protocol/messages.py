@@ -357,6 +357,7 @@ class ControllerView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     ceiling_orders: int  # in a row with a thermostat's coefficient at its ceiling
     leases: LeaseCounts
     late_reports: int
+    passed_over: int  # prompts' turns at which they were not drawn, see `MixedResults`; since the run began
     actors: int  # seen within the last lease deadline
     wanted_actors: int  # how many there should be: the configuration's, or what the run was scaled to since
     judging: int  # running leases whose samples are drawn and wait for verdicts or for the buffer

@@ -80,6 +80,12 @@ FILLED_UP = _row(
     "filled_up_groups_total",
     "Groups of equal rewards that were trained all the same, because the filter had left out its most.",
 )
+PASSED_OVER = _row(
+    "controller",
+    "counter",
+    "prompts_passed_over_total",
+    "Turns at which a prompt was not drawn, because its samples would likely agree in reward.",
+)
 LEASES_RUNNING = _row("controller", "gauge", "leases_running", "Leases under way.")
 GROUPS_READY = _row("controller", "gauge", "groups_ready", "Finished groups that wait for a batch.")
 LATE_REPORTS = _row("controller", "counter", "late_reports_total", "Reports of leases that had ended.")

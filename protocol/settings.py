@@ -106,9 +106,11 @@ class MixedResults(Settings, frozen=True, kw_only=True, tag_field="kind", tag="m
     """Prompts are drawn by how likely their samples differ in reward, as the controller estimates it.
 
     A prompt whose turn comes is drawn with probability `floor + (1 − floor)·P(mixed)/max P(mixed)`, else passed over
-    until the next epoch.
+    until its next turn. P(mixed) is that of `samples_per_prompt` samples being neither all right nor all wrong, over
+    the prompt's decayed Beta estimate of its pass rate; the estimate lags, see `half_life_versions`.
     """
 
+    prior: Positive = 0.5  # samples that the level's pass rate counts for; fewer trust a prompt's own groups sooner
     floor: Annotated[float, Meta(ge=0.01, le=1)] = 0.1  # no prompt is drawn less often than this share of its turns
 
 

@@ -22,8 +22,9 @@ class _Task(Settings, frozen=True, kw_only=True):
     template: str = "{question}"
     system: str = ""
     chat: bool = False  # format with the tokenizer's chat template
+    chat_options: dict[str, bool | int | str] = field(default_factory=dict)  # the template's, as enable_thinking
     few_shot: tuple[Example, ...] = ()  # solved before the question
-    weight: NonNegative = 0.0  # of the prompts drawn, its share is in proportion; 0: as many as it has problems
+    weight: NonNegative = 0.0  # its share of the prompts' turns is in proportion; all 0: every prompt once an epoch
     seed: CountOrZero = 0
 
 
@@ -40,14 +41,20 @@ class ReasoningGym(_Task, frozen=True, kw_only=True, tag_field="kind", tag="reas
 
 
 class _Rows(_Task, frozen=True, kw_only=True):
-    """What every kind of table has: fields by their names, those inside others with dots. `level` is a field's name."""
+    """What every kind of table has: fields by their names, those inside others with dots. `level` is a field's name.
+
+    A field inside another is `reward_model.ground_truth`, one in a list `choices.0`. A question is text, or a list of
+    chat messages of which the user's last is asked, after those before it. An answer is text, a number, or a list or
+    an object, which the verifier gets as JSON.
+    """
 
     question: str = "question"
     answer: str = "answer"
     answer_after: str = ""  # the answer is what follows the last occurrence of this mark, as "####" in GSM8K
-    id: str = ""  # a field's name; default: problems are called by their place
-    bad_rows: Literal["refuse", "skip"] = "refuse"  # what comes of a row without a usable question or answer
-    part: Literal["all", "train", "test"] = "all"  # `test_share` of the problems are held out, by `seed`
+    id: str = ""  # a field's name, other in each row; default: problems are called by their place
+    name: str = ""  # what their names begin with; default: the file's name
+    bad_rows: Literal["refuse", "skip"] = "refuse"  # rows without a usable question or answer, or too long
+    part: Literal["all", "train", "test"] = "all"  # `test_share` of the questions are held out, by `seed`
     test_share: OpenShare = 0.1
     shuffle: bool = False  # by `seed`, before `limit`
     limit: CountOrZero = 0  # use the first so many problems; 0 uses all

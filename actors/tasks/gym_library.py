@@ -19,6 +19,7 @@ from entrostat.protocol.errors import TaskError
 from entrostat.protocol.task_settings import ReasoningGym
 
 LIBRARY = "reasoning_gym"
+COMPOSITE = "composite"  # the library's own mixture of datasets
 
 
 def create_dataset(settings: ReasoningGym) -> Any:
@@ -27,6 +28,11 @@ def create_dataset(settings: ReasoningGym) -> Any:
     Raises:
         TaskError: the library is missing, or doesn't know the dataset or one of its parameters, or refuses a value.
     """
+    if settings.dataset == COMPOSITE:
+        raise TaskError(
+            f"reasoning_gym's {COMPOSITE!r} is a mixture of other datasets: name each of them as a task of its own, "
+            "with its weight"
+        )
     dataset_class, config_class = _classes(settings.dataset)
     known = sorted(field.name for field in fields(config_class) if field.name not in ("seed", "size"))
     for name in settings.parameters:

@@ -1,27 +1,22 @@
 """Tasks → prompts: what every station calls by the same dense ids."""
 
 import logging
+import math
 from collections.abc import Sequence, Set
-from typing import Protocol
 
-from entrostat.actors.tasks import jsonl, reasoning_gym
+import msgspec
+
+from entrostat.actors.tasks import reasoning_gym, table
 from entrostat.actors.tasks.problem import Problem
+from entrostat.actors.tasks.render import ChatFormat, render
 from entrostat.protocol.errors import TaskError
 from entrostat.protocol.messages import Prompt, PromptSet
 from entrostat.protocol.ports import Tokenizer
-from entrostat.protocol.task_settings import HuggingFace, Jsonl, Parquet, ReasoningGym, TaskSettings
+from entrostat.protocol.task_settings import HuggingFace, ReasoningGym, TaskSettings
 
 log = logging.getLogger(__name__)
 
 SHOWN = 3  # prompts that are named in an error
-
-
-class ChatFormat(Protocol):
-    """The tokenizer's chat template."""
-
-    def __call__(self, system: str, question: str) -> str:
-        """What the policy reads when a user asks `question`, up to where its response begins; no system if empty."""
-        ...
 
 
 def load_prompts(
@@ -46,7 +41,7 @@ def load_prompts(
     Raises:
         TaskError: a task can't be read, is empty, or has a prompt without tokens or without room for a response.
     """
-    taken = {problem.question for task in unlike for problem in _problems(task, frozenset())}
+    taken = {problem.asked for task in unlike for problem in _problems(task, frozenset(), quiet=True)}
     prompts: list[Prompt] = []
     for number, task in enumerate(tasks, start=first_task):
         for problem in _problems(task, taken):
@@ -56,7 +51,7 @@ def load_prompts(
                     name=problem.name,
                     level=problem.level,
                     task=number,
-                    text=render(task, problem.question, chat),
+                    text=render(task, problem, chat),
                     answer=problem.answer,
                     entry=problem.entry,
                 )
@@ -65,41 +60,22 @@ def load_prompts(
         raise TaskError("no task was given: expected at least one [[tasks]] section")
     _check_names(prompts)
     if tokenizer is not None:
-        _check_lengths(prompts, [len(tokenizer.encode(prompt.text)) for prompt in prompts], context_tokens)
+        lengths = [len(tokenizer.encode(prompt.text)) for prompt in prompts]
+        skipping = {number for number, task in enumerate(tasks, first_task) if _skips(task)}
+        prompts = _readable(prompts, lengths, context_tokens, skipping)
     return PromptSet(prompts=tuple(prompts))
 
 
-def render(task: TaskSettings, question: str, chat: ChatFormat | None) -> str:
-    """What the policy reads: the template around the question, after the system text, in the chat's format if asked.
-
-    Raises:
-        TaskError: the task wants a chat template and the tokenizer has none.
-    """
-    # Not str.format: templates for mathematics are full of braces.
-    text = task.template.replace("{question}", question)
-    if task.chat:
-        if chat is None:
-            raise TaskError("a task has chat = true, but the policy's tokenizer has no chat template: set chat = false")
-        return chat(task.system, text)
-    return f"{task.system}\n\n{text}" if task.system else text
-
-
-def _problems(task: TaskSettings, unlike: Set[str]) -> list[Problem]:
-    match task:
-        case ReasoningGym():
-            return reasoning_gym.generate(task, unlike)
-        case Jsonl():
-            return _unseen(task, jsonl.read(task), unlike)
-        case Parquet() | HuggingFace():
-            raise TaskError(f"tasks of {type(task).__name__} can't be read yet: write the problems as JSONL")
-
-
-def _unseen(task: Jsonl, problems: list[Problem], unlike: Set[str]) -> list[Problem]:
-    kept = [problem for problem in problems if problem.question not in unlike]
+def _problems(task: TaskSettings, unlike: Set[str], *, quiet: bool = False) -> list[Problem]:
+    if isinstance(task, ReasoningGym):
+        return reasoning_gym.generate(task, unlike)
+    problems = table.read(task, quiet=quiet)
+    kept = [problem for problem in problems if problem.asked not in unlike]
+    where = task.dataset if isinstance(task, HuggingFace) else task.path
     if not kept:
-        raise TaskError(f"every problem of {task.path} is in training too: evaluate on another file")
+        raise TaskError(f"every problem of {where} is in training too: evaluate on another table or part")
     if len(kept) < len(problems):
-        log.warning("%s: %d problems are in training too and are left out", task.path, len(problems) - len(kept))
+        log.warning("%s: %d problems are in training too and are left out", where, len(problems) - len(kept))
     return kept
 
 
@@ -110,16 +86,41 @@ def _check_names(prompts: Sequence[Prompt]) -> None:
         if other is not prompt:
             raise TaskError(
                 f"two prompts are called {prompt.name!r}, of tasks {other.task} and {prompt.task}: "
-                "give the tasks different levels, seeds or files"
+                "give the tasks different levels and seeds, or different files or a name (a table's setting)"
             )
 
 
-def _check_lengths(prompts: Sequence[Prompt], lengths: Sequence[int], context_tokens: int | None) -> None:
+def _skips(task: TaskSettings) -> bool:
+    return not isinstance(task, ReasoningGym) and task.bad_rows == "skip"
+
+
+def _readable(
+    prompts: Sequence[Prompt], lengths: Sequence[int], context_tokens: int | None, skipping: Set[int]
+) -> list[Prompt]:
+    """Those with tokens, and with room for one more in the context; ids are dense again.
+
+    Raises:
+        TaskError: there are others of tasks that are not `skipping` them, or one of these has none left.
+    """
+    most = math.inf if context_tokens is None else context_tokens - 1
     pairs = list(zip(prompts, lengths, strict=True))
+    kept = [(prompt, length) for prompt, length in pairs if 0 < length <= most or prompt.task not in skipping]
+    _check_lengths(kept, context_tokens)
+    if len(kept) == len(pairs):
+        return list(prompts)
+    out = [f"{prompt.name} ({length} tokens)" for prompt, length in pairs if not 0 < length <= most]
+    what = f"prompts have no tokens, or no room for a response in the policy's context ({context_tokens} tokens)"
+    if emptied := skipping - {prompt.task for prompt, _ in kept}:
+        raise TaskError(f"all {what} in task {min(emptied)}: {_named(out)}; take others, or raise the context")
+    log.warning("%d of %d %s and are left out: %s", len(out), len(pairs), what, _named(out))
+    return [msgspec.structs.replace(prompt, id=number) for number, (prompt, _) in enumerate(kept)]
+
+
+def _check_lengths(pairs: Sequence[tuple[Prompt, int]], context_tokens: int | None) -> None:
     empty = [prompt.name for prompt, length in pairs if not length]
     if empty:
         raise TaskError(
-            f"{len(empty)} of {len(prompts)} prompts have no tokens: {_named(empty)}; a response needs at least one to "
+            f"{len(empty)} of {len(pairs)} prompts have no tokens: {_named(empty)}; a response needs at least one to "
             "go on from. Leave them out, or put words around the question with template or system"
         )
     if context_tokens is None:
@@ -128,9 +129,9 @@ def _check_lengths(prompts: Sequence[Prompt], lengths: Sequence[int], context_to
     long = [f"{prompt.name} ({length} tokens)" for prompt, length in pairs if length >= context_tokens]
     if long:
         raise TaskError(
-            f"{len(long)} of {len(prompts)} prompts are longer than the policy's context of {context_tokens} tokens "
-            f"leaves room for ({context_tokens - 1} and one for the response): {_named(long)}; leave them out or raise "
-            "the context"
+            f"{len(long)} of {len(pairs)} prompts are longer than the policy's context of {context_tokens} tokens "
+            f"leaves room for ({context_tokens - 1} and one for the response): {_named(long)}; leave them out "
+            '(a table\'s bad_rows = "skip" does) or raise the context'
         )
 
 

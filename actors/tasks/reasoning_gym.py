@@ -39,7 +39,7 @@ def generate(settings: ReasoningGym, unlike: Set[str] = frozenset()) -> list[Pro
                 name=f"{source}-s{settings.seed}/{index}",
                 level=level,
                 question=entry["question"],
-                answer=str(entry["answer"]),
+                answer=_answer_text(entry["answer"]),
                 entry=_entry_text(settings.dataset, entry),
             )
         )
@@ -50,6 +50,11 @@ def generate(settings: ReasoningGym, unlike: Set[str] = frozenset()) -> list[Pro
         f"problems of the {settings.size} asked for{' that are not in training' if unlike else ''}: "
         "lower size, or widen its parameters"
     )
+
+
+def _answer_text(answer: object) -> str:
+    """Empty where the dataset has none: where many answers are right, only its scorer can tell."""
+    return "" if answer is None else str(answer)
 
 
 def _entry_text(dataset: str, entry: dict[str, object]) -> str:

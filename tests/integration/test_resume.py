@@ -14,6 +14,7 @@ import pytest
 
 from entrostat import config as configs
 from entrostat import directory as directories
+from entrostat import prompt_record
 from entrostat.learner import checkpoint
 from entrostat.rows import read_evaluations
 from tests.real_runs import DEADLINE_SECONDS, SETTINGS, branches, command, station, steps, train, under_way, wait
@@ -63,10 +64,12 @@ def test_what_is_left_of_a_run_killed_while_it_starts_can_be_gone_on_with_or_kep
     refused = train(tmp_path, config, "--run", "run")
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
+    assert (run / prompt_record.FILE).is_file()
     shutil.copytree(run, tmp_path / "other")
     settings = ("run.steps=2", "evaluation.tasks=[]")
     done = train(tmp_path, "--resume", "other", settings=settings)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert prompt_record.FILE not in done.stderr
     assert (steps(tmp_path / "other"), branches(tmp_path / "other")) == ([1, 2], [1, 1])
     done = train(tmp_path, config, "--run", "run", "--keep-earlier", settings=settings)
     assert done.returncode == 0, done.stdout + done.stderr

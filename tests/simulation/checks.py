@@ -6,18 +6,18 @@ from typing import NamedTuple
 from entrostat.controller.desk import Desk
 from entrostat.controller.difficulty import DifficultyTable
 from entrostat.controller.events import Command, Event, Order, Pulsed, Reply, Restarted, Rewound
-from entrostat.controller.journal import Frames, check_first, name_of
+from entrostat.controller.journal import Frames, Storage, check_first, name_of
 from entrostat.controller.prompts import PromptOrder
 from entrostat.controller.replay import replay
 from entrostat.controller.snapshot import BookState, ControllerState
 from entrostat.controller.state import Controller
+from entrostat.controller.turns import WeightedTasks
 from entrostat.protocol import wire
 from entrostat.protocol.arrays import Int32
 from entrostat.protocol.entropy_settings import WeightSettings
 from entrostat.protocol.messages import Group, Lease, LeaseCounts, Pulse, TrainOrder
 from tests.made_messages import sums_up
 from tests.simulation.scenario import Scenario
-from tests.simulation.stations import MemoryStorage
 from tests.simulation.world import Violation, World
 
 
@@ -123,13 +123,14 @@ class Checks:
             self._prompts(state, isinstance(event, Restarted | Rewound))
         self._before = state
 
-    def replays(self, desk: Desk, storage: MemoryStorage) -> None:
+    def replays(self, desk: Desk, storage: Storage) -> None:
         """The last segment of the journal leads to the same state."""
         branch, segment = storage.segments()[-1]
         frames = Frames(storage.read(branch, segment), name_of(branch, segment))
         records = iter(frames)
         opened = check_first(next(records)[1], frames.name)
-        again = Controller(self._scenario.stations(), self._scenario.levels, opened.state)
+        one = self._scenario
+        again = Controller(one.stations(), one.levels, opened.state, task_prompts=one.task_prompts)
         for _ in replay(again, records, frames.name):
             pass
         self._must(
@@ -142,9 +143,9 @@ class Checks:
         self._before = state
         self._ended -= _leases(state.book).keys()
         self._heard = {actor.slot: actor.incarnation for actor in state.actors}
-        self._order = PromptOrder(
-            self._scenario.prompts, self._scenario.seed, shuffle=True, levels=_levels(self._scenario)
-        )
+        one = self._scenario
+        tasks = WeightedTasks(one.task_prompts, one.weights) if one.weights else None
+        self._order = PromptOrder(one.prompts, one.seed, shuffle=True, levels=_levels(one), tasks=tasks)
 
     def _adds_up(self, book: BookState) -> None:
         counts = book.counts
@@ -201,8 +202,8 @@ class Checks:
     def _prompts(self, state: ControllerState, anew: bool) -> None:
         """No prompt's turn is lost.
 
-        A prompt has a turn in each epoch. Its turns that are neither under way nor queued were consumed, by training or
-        by the filter; two turns of one prompt may become one, while that one is still owed.
+        Turns that are neither under way nor queued were consumed, by training or by the filter, or passed over; two
+        turns of one prompt may become one, while that one is still owed.
         """
         book, position = state.book, state.position
         turns = Counter(self._order.at(place) for place in range(self._turns(state)))
@@ -215,10 +216,15 @@ class Checks:
         before = self._before
         if not anew and before is not None:
             consumed = _consumed(book.counts) - _consumed(before.book.counts)
+            consumed += position.passed_over - before.position.passed_over
+            self._must(self._scenario.floor < 1.0 or not position.passed_over, "a prompt was passed over")
             newly = spent - self._owed
             self._must(not self._owed - spent, f"prompts are owed again after they were spent: {self._owed - spent}")
             gone = sum(count for prompt, count in newly.items() if not owed[prompt])
-            self._must(gone <= consumed <= newly.total(), f"prompts {newly} were spent, {consumed} groups consumed")
+            self._must(
+                gone <= consumed <= newly.total(),
+                f"prompts {newly} were spent, {consumed} turns consumed or passed over",
+            )
         self._owed = spent
 
     def _turns(self, state: ControllerState) -> int:
@@ -238,6 +244,10 @@ class WatchedDesk(Desk):
         commands = super().apply(event)
         self.checks.happened(event, commands, self.controller)
         return commands
+
+    def checkpoint(self) -> ControllerState:
+        self.checks.replays(self, self._storage)  # the segment that ends here
+        return super().checkpoint()
 
 
 def _leases(book: BookState) -> dict[int, str]:

@@ -163,6 +163,7 @@ class SimulatedCluster:
             branch=self._version.branch,
             step=self._start.step,
             state=self._start.state,
+            task_prompts=() if begun else self._scenario.task_prompts,
         )
 
     def make_desk(self, *arguments: Any, **named: Any) -> WatchedDesk:

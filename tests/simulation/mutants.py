@@ -6,7 +6,9 @@
 import argparse
 import contextlib
 import inspect
+import itertools
 import logging
+import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -26,6 +28,8 @@ from entrostat.learner.buffer import SampleBuffer, Taken
 from entrostat.protocol.messages import GroupReport, Lease, Pulse
 from tests.simulation import stations
 from tests.simulation.simulate import simulate
+
+ASKED = itertools.count()
 
 
 def accept_from_anybody(self: LeaseBook, report: GroupReport, at: float) -> bool:
@@ -76,6 +80,18 @@ def grant_too_many(self: LeaseBook, *arguments: Any, original: Callable[..., tup
 
 def put_back_nothing(self: PromptOrder, prompts: Iterable[int]) -> None:
     """The prompt of a lease that ended without its group is not leased again."""
+
+
+def draw_without_position(self: PromptOrder, index: int) -> float:
+    """Whether a prompt is passed over follows from how often the process asked, not from its place."""
+    return random.Random(next(ASKED)).random()
+
+
+def judge_what_is_held(self: PromptOrder, prompt: int, original: Callable[..., None]) -> None:
+    """A prompt that was busy when its turn came is judged a second time."""
+    original(self, prompt)
+    if self._chance is not None and self._returned and self._chance(self._returned[-1]) < 1.0:
+        self._returned.pop()
 
 
 def give_no_place_back(self: FixedPlaces, place: int) -> None:
@@ -144,6 +160,8 @@ MUTANTS: dict[str, tuple[Patch, ...]] = {
     "age not checked when a batch is made": ((LeaseBook, "drop_stale", drop_stale_never),),
     "leases beyond the bound on staleness": ((LeaseBook, "grant", grant_too_many),),
     "prompts of ended leases are not put back": ((PromptOrder, "put_back", put_back_nothing),),
+    "passing over does not follow from the place": ((PromptOrder, "_drawn", draw_without_position),),
+    "held prompts are judged again": ((PromptOrder, "freed", judge_what_is_held),),
     "places of ended leases are not put back": ((FixedPlaces, "give_back", give_no_place_back),),
     "missing groups are made up": ((SampleBuffer, "take", take_what_is_there),),
     "unanswered reports are forgotten": ((Pulses, "_retry_later", forget_reports),),

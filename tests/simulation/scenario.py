@@ -6,12 +6,14 @@ import msgspec
 from msgspec.structs import replace
 
 from entrostat.protocol.entropy_settings import FixedLaw, ThermostatLaw, WeightSettings
-from entrostat.protocol.settings import Stations
+from entrostat.protocol.settings import MixedResults, Stations, Uniform
+from entrostat.protocol.task_settings import ReasoningGym
 from tests.made_messages import run_of
 from tests.simulation.network import Faults
 
 SAMPLES = 2
 LEVELS = ("easy", "hard", "odd")
+FEWEST_WEIGHTED = 12  # prompts: with fewer a task may have no place in an epoch
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +34,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     faults: Faults
     fault_seconds: float  # mean time between those that are no message's
     scales: bool  # whether actors come and go
+    floor: float = 1.0  # of drawing by mixed results; 1: every prompt when its turn comes
+    weights: tuple[float, ...] = ()  # of the tasks, among which the prompts are divided
 
     def stations(self) -> Stations:
         """The settings as every station gets them."""
@@ -54,7 +58,18 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             groups_in_flight=self.groups_in_flight,
             max_response_tokens=8,
         )
-        return replace(stations, seed=self.seed, total_steps=self.steps, rollout=rollout)
+        sampling = MixedResults(floor=self.floor) if self.floor < 1.0 else Uniform()
+        tasks = tuple(ReasoningGym(dataset="any", size=1, weight=weight) for weight in self.weights)
+        batch = replace(stations.batch, sampling=sampling)
+        return replace(stations, seed=self.seed, total_steps=self.steps, rollout=rollout, batch=batch, tasks=tasks)
+
+    @property
+    def task_prompts(self) -> tuple[int, ...]:
+        """How many prompts each task has."""
+        if not self.weights:
+            return ()
+        parts = [self.prompts // len(self.weights)] * (len(self.weights) - 1)
+        return (*parts, self.prompts - sum(parts))
 
     @property
     def levels(self) -> list[str]:
@@ -77,7 +92,11 @@ def scenario(seed: int) -> Scenario:
     def share(most: float) -> float:
         return draw.choice([0.0, 0.2, 1.0]) * most * rough
 
-    return Scenario(
+    # From a source of its own, so that all else of a seed stays as it was.
+    more = random.Random(f"sampling {seed}")
+    floor = 1.0 if deterministic or more.random() < 0.5 else more.choice([0.05, 0.3])
+    weights = () if more.random() < 0.5 else more.choice([(1.0, 1.0), (1.0, 2.0), (1.5, 1.0, 1.0)])
+    one = Scenario(
         seed=seed,
         actors=draw.randint(1, 5),
         groups_in_flight=draw.randint(1, 6),
@@ -107,4 +126,7 @@ def scenario(seed: int) -> Scenario:
         ),
         fault_seconds=draw.choice([0.0, 4.0, 10.0, 25.0]),
         scales=draw.random() < 0.5,
+        floor=floor,
+        weights=weights,
     )
+    return one if one.prompts >= FEWEST_WEIGHTED else replace(one, weights=())

@@ -57,6 +57,8 @@ def test_a_seed_is_lived_through_the_same_way_again() -> None:
         "prompts of ended leases are not put back",
         "groups are sent once",
         "the journal is never synced",
+        "passing over does not follow from the place",
+        "held prompts are judged again",
     ],
 )
 def test_a_fault_built_in_on_purpose_is_found(name: str) -> None:

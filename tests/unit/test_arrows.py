@@ -16,6 +16,8 @@ HOMES = {
         "entrostat/ray_calls.py",
     ),
     "peft": ("learner/adapters.py",),
+    "pyarrow": ("actors/tasks/",),
+    "datasets": ("actors/tasks/",),
     "prometheus_client": ("protocol/metrics.py",),
 }
 

@@ -121,6 +121,29 @@ def test_a_run_has_one_delay_and_a_simulation_any(file: Path, lag: int) -> None:
     load(file, ["entropy.law.kind=fixed"], to_run=True)
 
 
+def test_drawing_by_mixed_results_has_no_place_in_a_deterministic_run(file: Path) -> None:
+    mixed = ["batch.sampling.kind=mixed_results", "learner.device=cpu"]
+    load(file, mixed)
+    assert 'deterministic = true needs "uniform"' in refused(file, *mixed, "run.deterministic=true")
+
+
+def test_weights_that_say_no_share_are_refused(file: Path) -> None:
+    first, second = "size = 16\n", 'path = "data/problems.jsonl"\n'
+    evaluation = '\n[[evaluation.tasks]]\nkind = "jsonl"\npath = "data/problems.jsonl"\nweight = 1\n'
+    text = file.read_text()
+
+    def written(one: str, other: str, more: str = "") -> Path:
+        weighted = text.replace(first, f"{first}weight = {one}\n" if one else first)
+        file.write_text(weighted.replace(second, f"{second}weight = {other}\n" if other else second) + more)
+        return file
+
+    load(written("1", "3"))
+    assert "another task has one: give every task its weight, or none" in refused(written("1", ""))
+    assert "another task has one: give every task its weight, or none" in refused(written("0", "2"))
+    assert "of 10.01 together is less than one of the 18 turns of an epoch" in refused(written("10", "0.01"))
+    assert "an evaluation samples every problem equally often" in refused(written("", "", evaluation))
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

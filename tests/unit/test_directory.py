@@ -95,3 +95,9 @@ def test_a_configuration_is_written_in_utf_8_whatever_the_locale(tmp_path: Path)
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], env={**os.environ, **locale}, check=True)
     assert (tmp_path / "a/config.toml").read_text(encoding="utf-8") == 'name = "H\u0303 – ä"'
+
+
+def test_what_a_run_begins_with_is_there_from_the_beginning(tmp_path: Path) -> None:
+    made = directories.create(tmp_path / "a", "", keep_earlier=False, files={"prompts.npy": b"12"})
+    assert (made.path / "prompts.npy").read_bytes() == b"12"
+    made.close()

@@ -5,6 +5,7 @@ import pytest
 from entrostat.config import load
 from entrostat.explain import explain
 from entrostat.parameters import parameter_count
+from tests.made_config import small_file
 
 
 def test_the_quickstart_is_told_in_the_one_vocabulary(quickstart: Path) -> None:
@@ -30,7 +31,8 @@ def test_a_changed_setting_changes_what_is_said(quickstart: Path) -> None:
 def test_what_is_not_on_this_machine_is_said_to_be_missing(repository: Path) -> None:
     said = explain(load(repository / "deploy/runs/gsm8k-qwen3-0.6b.toml"))
     assert "the model Qwen/Qwen3-0.6B is not in a folder here" in said
-    assert "gsm8k_train.jsonl is not here: a run would end at once, with exit code 2" in said
+    assert "gsm8k_train.jsonl: not on this machine" in said
+    assert "a run would end at once, with exit code 2: " in said
     assert "ipc: the engine reads the learner's memory" in said
 
 
@@ -164,6 +166,8 @@ SAID = [
     (["entropy.weight.cap=2"], "largest weight 2"),
     (["entropy.weight.all_wrong_share=0"], "all-wrong groups get no bonus"),
     (["entropy.weight.all_wrong_share=1"], "all-wrong groups get all of their bonus"),
+    (["batch.sampling.kind=mixed_results"], "by how likely the 16 samples of a group differ in reward"),
+    (["batch.sampling.kind=mixed_results", "batch.sampling.floor=0.25"], "in 25% of its turns at 0 or 1"),
     (["batch.filter=zero_variance"], "left out and others sampled: at most 3 × 32 groups for one step"),
     (["batch.filter=zero_variance"], "the newest 16 all-wrong groups at most come along for their bonus"),
     (
@@ -217,6 +221,16 @@ def test_what_needs_a_ratio_is_said_to_be_idle_with_one_optimizer_step(
     for many in ("learner.minibatches=2", "learner.epochs=2", "learner.proximal=behaviour"):
         assert "the ratio is 1 everywhere" not in explain(load(quickstart, [*overrides, many]))
     assert "the ratio is 1 everywhere" not in explain(load(quickstart))
+
+
+def test_how_prompts_are_drawn_is_said(quickstart: Path, tmp_path: Path) -> None:
+    said = " ".join(explain(load(quickstart)).split())
+    assert "turns every prompt once an epoch drawn every prompt when its turn comes" in said
+    file = small_file(tmp_path)
+    text = file.read_text().replace('kind = "reasoning_gym"\n', 'kind = "reasoning_gym"\nweight = 3\n')
+    file.write_text(text.replace('kind = "jsonl"\n', 'kind = "jsonl"\nweight = 1\n'))
+    said = " ".join(explain(load(file)).split())
+    assert "by the tasks' weights: task 1 75.0%, task 2 25.0%; within a task every prompt has equally many" in said
 
 
 def test_a_penalty_without_a_gradient_is_said_to_be_one(quickstart: Path) -> None:

@@ -57,6 +57,17 @@ def test_every_setting_is_in_exactly_one_table() -> None:
     assert [key for key in entries if not any(place == key or place.startswith(f"{key}.") for place in found)] == []
 
 
+def test_how_prompts_are_drawn_may_change_but_not_their_tasks_weights(tmp_path: Path) -> None:
+    assert {"batch.sampling.kind", "batch.sampling.floor", "batch.sampling.prior"} <= set(leaves(RunConfig))
+    (tmp_path / "a").mkdir()
+    allowed(tmp_path / "a", "batch.sampling.kind=mixed_results", "batch.sampling.floor=0.2")
+    file = small_file(tmp_path)
+    before = config.load(file)
+    tasks = tuple(msgspec.structs.replace(task, weight=1.0) for task in before.tasks)
+    with pytest.raises(ConfigError, match=r"tasks\.0\.weight is 0\.0, and can't become 1\.0"):
+        resumable.check(before, msgspec.structs.replace(before, tasks=tasks), "runs/a")
+
+
 def test_all_that_may_not_change_is_refused_at_once(tmp_path: Path) -> None:
     said = refused(tmp_path, "run.seed=8", "run.steps=30", "tasks.0.size=64", "entropy.law.anchor=0.5", "learner.lr=1")
     assert "runs/a can't go on with 3 settings changed" in said

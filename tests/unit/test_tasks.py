@@ -1,5 +1,6 @@
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 
 from entrostat.actors.tasks.entries import decode_entry, encode_entry
 from entrostat.actors.tasks.load import load_prompts
+from entrostat.actors.tasks.problem import Turn
+from entrostat.actors.verifiers.reasoning_gym import ReasoningGymVerifier
 from entrostat.protocol.arrays import Int32
 from entrostat.protocol.errors import TaskError
 from entrostat.protocol.task_settings import Jsonl, ReasoningGym
@@ -31,6 +34,13 @@ def sums(terms: int, size: int, seed: int = 0) -> ReasoningGym:
         "max_digits": 2,
     }
     return ReasoningGym(dataset="chain_sum", size=size, seed=seed, level=f"{terms} terms", parameters=parameters)
+
+
+def brackets(system: str, turns: Sequence[Turn], question: str, options: Mapping[str, bool | int | str]) -> str:
+    """A chat template."""
+    said = [Turn("user", question)]
+    spoken = "".join(f"<{turn.role}: {turn.text}>" for turn in [*turns, *said])
+    return f"{f'<system: {system}>' if system else ''}{spoken}{''.join(f'{k}={v}' for k, v in options.items())}"
 
 
 def rows(folder: Path, *lines: str) -> Jsonl:
@@ -99,8 +109,8 @@ def test_a_template_may_be_full_of_braces(tmp_path: Path) -> None:
 def test_the_chat_template_gets_system_and_question(tmp_path: Path) -> None:
     path = rows(tmp_path, '{"question": "1+1?", "answer": "2"}').path
     task = Jsonl(path=path, system="Be brief.", template="Q: {question}", chat=True)
-    prompts = load_prompts([task], chat=lambda system, question: f"<{system}|{question}>").prompts
-    assert prompts[0].text == "<Be brief.|Q: 1+1?>"
+    prompts = load_prompts([task], chat=brackets).prompts
+    assert prompts[0].text == "<system: Be brief.><user: Q: 1+1?>"
 
 
 def test_a_missing_chat_template_is_said(tmp_path: Path) -> None:
@@ -127,28 +137,44 @@ def test_a_prompt_as_long_as_the_context_is_refused_by_name_and_length(tmp_path:
         load_prompts([task], tokenizer=Words(), context_tokens=4)
 
 
+def test_prompts_without_room_are_left_out_where_bad_rows_are_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = rows(
+        tmp_path, *(f'{{"question": "{question}", "answer": "1"}}' for question in ("a b c d", "a", "b b"))
+    ).path
+    task = Jsonl(path=path, bad_rows="skip")
+    with caplog.at_level(logging.WARNING):
+        prompts = load_prompts([task], first_task=3, tokenizer=Words(), context_tokens=4).prompts
+    assert [(prompt.id, prompt.name) for prompt in prompts] == [(0, "problems.jsonl:2"), (1, "problems.jsonl:3")]
+    assert "1 of 3 prompts have no tokens, or no room" in caplog.text
+    assert "problems.jsonl:1 (4 tokens)" in caplog.text
+    with pytest.raises(TaskError, match=r"all prompts have no tokens, or no room .* in task 3"):
+        load_prompts([task], first_task=3, tokenizer=Words(), context_tokens=1)
+
+
 # ── bad files ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_line_that_is_not_json_is_named_by_file_and_number(tmp_path: Path) -> None:
     task = rows(tmp_path, '{"question": "a", "answer": "1"}', "", "{question: a}")
-    with pytest.raises(TaskError, match=r"problems\.jsonl:3 is not JSON .*\{question: a\}"):
+    with pytest.raises(TaskError, match=r"problems\.jsonl:3: not JSON .*\{question: a\}"):
         load_prompts([task])
 
 
 def test_a_line_that_is_no_object_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match=r"problems\.jsonl:1 holds a list"):
+    with pytest.raises(TaskError, match=r"problems\.jsonl:1: holds a list"):
         load_prompts([rows(tmp_path, "[1, 2]")])
 
 
 def test_a_missing_field_is_named_beside_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match=r"problems\.jsonl:1 has no field 'answer' .*it has: question, solution"):
+    with pytest.raises(TaskError, match=r"problems\.jsonl:1: no field 'answer' .*it has: question, solution"):
         load_prompts([rows(tmp_path, '{"question": "a", "solution": "1"}')])
 
 
-@pytest.mark.parametrize("answer", ["null", "true", "[1]", '" "'])
-def test_an_answer_that_is_no_text_or_number_is_refused(tmp_path: Path, answer: str) -> None:
-    with pytest.raises(TaskError, match=r"problems\.jsonl:1: 'answer' is .*expected text or a number"):
+@pytest.mark.parametrize("answer", ["null", "true", "[]", "{}", '" "'])
+def test_what_can_be_no_answer_is_refused(tmp_path: Path, answer: str) -> None:
+    with pytest.raises(TaskError, match=r"problems\.jsonl:1: 'answer' is .*expected (text or a number|an answer)"):
         load_prompts([rows(tmp_path, f'{{"question": "a", "answer": {answer}}}')])
 
 
@@ -172,7 +198,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_bytes_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "problems.jsonl"
     file.write_bytes(b'{"question": "\xff\xfe", "answer": "1"}')
-    with pytest.raises(TaskError, match=r"problems\.jsonl:1 is not JSON"):
+    with pytest.raises(TaskError, match=r"problems\.jsonl:1: not JSON"):
         load_prompts([Jsonl(path=str(file))])
 
 
@@ -212,6 +238,51 @@ def test_a_task_that_runs_out_of_problems_says_so() -> None:
     }
     with pytest.raises(TaskError, match="only 10 different problems of the 50 asked for"):
         load_prompts([ReasoningGym(dataset="chain_sum", size=50, parameters=parameters)])
+
+
+# Among them: finite ones, tuples, sets and numpy's numbers in entries, and answers that only a scorer can tell.
+# fmt: off
+GENERATED = (
+    "arc_1d", "basic_arithmetic", "binary_matrix", "bitwise_arithmetic", "calendar_arithmetic",
+    "color_cube_rotation", "complex_arithmetic", "countdown", "dice", "family_relationships", "figlet_font",
+    "game_of_life", "jugs", "leg_counting", "mahjong_puzzle", "manipulate_matrix", "maze", "mini_sudoku",
+    "number_format", "palindrome_generation", "polynomial_equations", "rearc", "rotten_oranges", "self_reference",
+    "shortest_path", "simple_equations", "sokoban", "string_insertion", "survo", "time_intervals", "word_ladder",
+    "zebra_puzzles",
+)
+# fmt: on
+
+
+@pytest.mark.parametrize("dataset", GENERATED)
+def test_the_dataset_s_own_answers_are_judged_correct(dataset: str) -> None:
+    task = ReasoningGym(dataset=dataset, size=2, seed=5)
+    verifier = ReasoningGymVerifier(task)
+    for prompt in load_prompts([task]).prompts:
+        assert verifier.verify(prompt, f"<answer>{prompt.answer}</answer>").status == "correct"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "solution"),
+    [
+        ("graph_color", "possible_answer"),
+        ("propositional_logic", "example_answer"),
+        ("rubiks_cube", "example_correct_answer"),
+    ],
+)
+def test_a_dataset_without_one_answer_is_judged_by_its_scorer(dataset: str, solution: str) -> None:
+    task = ReasoningGym(dataset=dataset, size=1)
+    [prompt] = load_prompts([task]).prompts
+    found = decode_entry(prompt.entry)["metadata"][solution]
+    text = found if isinstance(found, str) else json.dumps(found)
+    verifier = ReasoningGymVerifier(task)
+    assert prompt.answer == ""
+    assert verifier.verify(prompt, f"<answer>{text}</answer>").status == "correct"
+    assert verifier.verify(prompt, "<answer>None</answer>").status == "wrong"
+
+
+def test_a_mixture_of_datasets_is_several_tasks() -> None:
+    with pytest.raises(TaskError, match="each of them as a task of its own"):
+        load_prompts([ReasoningGym(dataset="composite", size=1)])
 
 
 # ── entries ──────────────────────────────────────────────────────────────────────────────────────────────────────────
