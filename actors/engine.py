@@ -31,7 +31,8 @@ class VllmEngine:
     """vLLM behind `ports.Engine`. Everything is called from one thread, the one that made it.
 
     Args:
-        model: which policy to build; nothing is served before `load` has brought the first version.
+        model: which policy to build; nothing is served before `load` has brought the first version, or `serve_own` has
+            said that the model's own weights are to be.
         settings: the engine's section.
         seed: for requests that are not reproducible, which draw from one stream.
         adapter: what versions hold, where they hold an adapter to the model's own weights; None: all weights.
@@ -52,6 +53,7 @@ class VllmEngine:
         self._scores: dict[str, Float32 | None] = {}
         self._held: list[Completion] = []  # finished while a probe was scored
         self._served: WeightsManifest | None = None
+        self._version: PolicyVersion | None = None
         self._loads = 0
         self._mismatch = 0.0
         self.start_seconds = time.monotonic() - began
@@ -63,9 +65,9 @@ class VllmEngine:
         Raises:
             WeightsRefused: none yet.
         """
-        if self._served is None:
+        if self._version is None:
             raise WeightsRefused("the engine serves nothing yet: no version was loaded and verified")
-        return self._served.version
+        return self._version
 
     @property
     def mismatch(self) -> float:
@@ -110,6 +112,12 @@ class VllmEngine:
         held, self._held = self._held, []
         return held + (self._advance() if self._requests else [])
 
+    def serve_own(self, version: PolicyVersion) -> None:
+        """Serves what vLLM has read from the model's folder itself, as this version; no learner vouches for it."""
+        with core_lives():
+            self._llm.engine_core.set_weight_version(str(version))
+        self._version = version
+
     def load(self, manifest: WeightsManifest) -> None:
         """Loads a version between two steps, verifies it by its probe, and serves it.
 
@@ -135,7 +143,7 @@ class VllmEngine:
                 f"Largest difference {judgement.difference:.3g} nats; {describe(receipt)}"
             )
         self._held = held + self._held
-        self._served = manifest
+        self._served, self._version = manifest, manifest.version
         self._mismatch = judgement.difference
         # What was served before is needed no more: the learner writes a later version over it.
         self._rpc("entrostat_keep", versions=[str(manifest.version)])

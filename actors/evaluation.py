@@ -1,15 +1,17 @@
-"""Evaluations on an actor: they share its engine with the leases, under one unchanging version."""
+"""One evaluation: its prompts are handed out, and what comes of their samples is gathered, small enough to be sent."""
 
-import threading
-from collections import Counter, deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 import msgspec
+import numpy as np
+import xxhash
 
-from entrostat.actors.group import Verdicts, responses, surprise
-from entrostat.actors.seams import Seams
-from entrostat.protocol.errors import EntrostatError, Stalled
+from entrostat.actors.group import Verdicts, surprise
+from entrostat.protocol.arrays import Int32, UInt8
 from entrostat.protocol.messages import (
+    NO_ANSWERS,
+    NO_VOTE,
     STATUSES,
     EvaluationRequest,
     EvaluationResult,
@@ -18,17 +20,26 @@ from entrostat.protocol.messages import (
     Samples,
     Verdict,
 )
-from entrostat.protocol.ports import Completion, SampleRequest
-
-EVALUATION_SECONDS = 900.0  # at most for one; it keeps new weights waiting
+from entrostat.protocol.moments import Moments
 
 
-class EvaluationTicket(msgspec.Struct, frozen=True):
-    """One sample of an evaluation, in the verifiers' hands."""
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an evaluation has come."""
 
-    serial: int
-    number: int
-    index: int
+    prompts: int
+    sampled: int  # prompts
+    judged: int  # samples
+    correct: int  # samples
+    failed: int  # samples whose verifier failed: timeout and error
+    tokens: int
+
+
+class _Drawn(msgspec.Struct, frozen=True):
+    """A prompt's samples without their tokens: thousands of prompts are gathered."""
+
+    lengths: Int32  # [samples]
+    finish: UInt8  # [samples]
+    surprise: Moments
 
 
 class Evaluation:
@@ -38,19 +49,26 @@ class Evaluation:
         self.request = request
         self.answer: Future[EvaluationResult] = Future()
         self._next = 0
-        self._samples: dict[int, Samples] = {}
+        self._drawn: dict[int, _Drawn] = {}
         self._verdicts = [Verdicts(request.samples) for _ in request.prompts]
-        self._judged = 0
-
-    @property
-    def sampling(self) -> int:
-        """Prompts handed out whose samples have not come back."""
-        return self._next - len(self._samples)
+        self._complete = self._judged = self._correct = self._failed = self._tokens = 0
 
     @property
     def complete(self) -> bool:
         """Every sample of every prompt has been judged."""
-        return self._judged == len(self._verdicts)
+        return self._complete == len(self._verdicts)
+
+    @property
+    def progress(self) -> Progress:
+        """How far it has come."""
+        return Progress(
+            prompts=len(self._verdicts),
+            sampled=len(self._drawn),
+            judged=self._judged,
+            correct=self._correct,
+            failed=self._failed,
+            tokens=self._tokens,
+        )
 
     def next_prompt(self) -> tuple[int, Prompt] | None:
         """The next prompt and its number; None when all were handed out."""
@@ -60,152 +78,59 @@ class Evaluation:
         return self._next - 1, self.request.prompts[self._next - 1]
 
     def sampled(self, number: int, samples: Samples) -> None:
-        """Keeps the samples of prompt `number`."""
-        self._samples[number] = samples
+        """Keeps what counts of the samples of prompt `number`."""
+        self._tokens += int(samples.lengths.sum())
+        self._drawn[number] = _Drawn(samples.lengths, samples.finish, surprise([samples]))
 
     def judged(self, number: int, index: int, verdict: Verdict) -> None:
         """Keeps the verdict on one sample."""
         verdicts = self._verdicts[number]
         before = verdicts.complete
         verdicts.enter(index, verdict)
-        self._judged += verdicts.complete and not before
+        self._complete += verdicts.complete and not before
+        self._judged += 1
+        self._correct += verdict.status == "correct"
+        self._failed += verdict.status in ("timeout", "error")
 
     def result(self, version: PolicyVersion, seconds: float) -> EvaluationResult:
         """What came of it."""
+        prompts, samples = self.request.prompts, self.request.samples
         verdicts = [found.all() for found in self._verdicts]
-        counts = Counter(verdict.status for found in verdicts for verdict in found)
-        correct, wrong, unparsable, timeout, error = (counts[status] for status in STATUSES)
-        tokens = sum(int(samples.lengths.sum()) for samples in self._samples.values())
+        drawn = [self._drawn[number] for number in range(len(prompts))]
+        naming = {
+            prompt.task
+            for prompt, found in zip(prompts, verdicts, strict=True)
+            if any(verdict.answer for verdict in found)
+        }
+        votes = [
+            votes_of(found) if prompt.task in naming else [NO_ANSWERS] * samples
+            for prompt, found in zip(prompts, verdicts, strict=True)
+        ]
+        shape = (len(prompts), samples)
+        statuses = [[STATUSES.index(verdict.status) for verdict in found] for found in verdicts]
         return EvaluationResult(
             version=version,
-            levels=tuple(prompt.level for prompt in self.request.prompts),
-            correct=tuple(sum(verdict.status == "correct" for verdict in found) for found in verdicts),
-            samples=self.request.samples,
-            mean_tokens=tokens / max(1, len(self._samples) * self.request.samples),
-            surprise=surprise(list(self._samples.values())),
-            statuses=(correct, wrong, unparsable, timeout, error),
+            prompts=xxhash.xxh3_64_hexdigest("\n".join(prompt.name for prompt in prompts).encode()),
+            levels=tuple(prompt.level for prompt in prompts),
+            samples=samples,
+            statuses=np.array(statuses, np.uint8).reshape(shape),
+            rewards=np.array([[verdict.reward for verdict in found] for found in verdicts], np.float32).reshape(shape),
+            votes=np.array(votes, np.int32).reshape(shape),
+            lengths=np.array([one.lengths for one in drawn], np.int32).reshape(shape),
+            finish=np.array([one.finish for one in drawn], np.uint8).reshape(shape),
+            surprise=tuple(one.surprise for one in drawn),
             seconds=seconds,
         )
 
 
-class Evaluations:
-    """The evaluations asked for, one under way at a time. `ask` and `abandon` may be called by any thread.
-
-    Args:
-        seams: what the actor works with.
-        width: how many prompts of an evaluation are in the engine at once.
-        max_tokens: of a response.
-    """
-
-    def __init__(self, seams: Seams, width: int, max_tokens: int) -> None:
-        self._seams = seams
-        self._width = width
-        self._max_tokens = max_tokens
-        self._changed = threading.Condition()
-        self._asked: deque[Evaluation] = deque()
-        self._current: Evaluation | None = None
-        self._stopped: EntrostatError | None = None
-        self._serial = 0
-        self._began_at = 0.0
-        self._requests: dict[str, int] = {}  # request → number of its prompt
-
-    @property
-    def running(self) -> bool:
-        """One is under way: the version must not change."""
-        return self._current is not None
-
-    @property
-    def idle(self) -> bool:
-        """None is under way or waits."""
-        return self._current is None and not self._asked
-
-    def ask(self, request: EvaluationRequest) -> Future[EvaluationResult]:
-        """Queues an evaluation; of an actor that stopped, the answer is why."""
-        evaluation = Evaluation(request)
-        with self._changed:
-            if self._stopped is not None:
-                evaluation.answer.set_exception(self._stopped)
-                return evaluation.answer
-            self._asked.append(evaluation)
-            self._changed.notify()
-        return evaluation.answer
-
-    def wait(self, seconds: float) -> None:
-        """Sleeps, but not on when an evaluation is asked for."""
-        with self._changed:
-            if not self._asked:
-                self._changed.wait(seconds)
-
-    def abandon(self, error: EntrostatError) -> None:
-        """The actor stops: whoever waits is told why."""
-        with self._changed:
-            waiting = [*self._asked, *([self._current] if self._current else [])]
-            self._asked.clear()
-            self._current = None
-            self._stopped = error
-        for evaluation in waiting:
-            evaluation.answer.set_exception(error)
-
-    def advance(self, now: float) -> None:
-        """Begins the next one, keeps the engine supplied with its prompts, and ends it."""
-        if self._current is None and not self._begin(now):
-            return
-        evaluation = self._current
-        assert evaluation is not None
-        while len(self._requests) < self._width and (found := evaluation.next_prompt()):
-            self._submit(evaluation.request, *found)
-        seconds = now - self._began_at
-        if evaluation.complete:
-            self._current = None
-            evaluation.answer.set_result(evaluation.result(self._seams.engine.version, seconds))
-        elif seconds > EVALUATION_SECONDS:
-            self._seams.engine.abort(list(self._requests))
-            self._requests.clear()
-            self._current = None
-            evaluation.answer.set_exception(
-                Stalled(
-                    f"an evaluation of {len(evaluation.request.prompts)} prompts was not done after "
-                    f"{EVALUATION_SECONDS:.0f} s: evaluate on fewer prompts or samples"
-                )
-            )
-
-    def take(self, completion: Completion) -> bool:
-        """Passes samples of the evaluation on to the verifiers; False when they are not of one."""
-        number = self._requests.pop(completion.id, None)
-        if number is None or self._current is None:
-            return False
-        self._current.sampled(number, completion.samples)
-        prompt = self._current.request.prompts[number]
-        for index, tokens in enumerate(responses(completion.samples)):
-            ticket = EvaluationTicket(self._serial, number, index)
-            self._seams.verifiers.submit(ticket, prompt, self._seams.tokenizer.decode(tokens))
-        return True
-
-    def judged(self, ticket: EvaluationTicket, verdict: Verdict) -> None:
-        """Keeps a verdict, unless its evaluation is over."""
-        if self._current is not None and ticket.serial == self._serial:
-            self._current.judged(ticket.number, ticket.index, verdict)
-
-    def _begin(self, now: float) -> bool:
-        with self._changed:
-            if not self._asked:
-                return False
-            self._current = self._asked.popleft()
-        self._serial += 1
-        self._began_at = now
-        return True
-
-    def _submit(self, request: EvaluationRequest, number: int, prompt: Prompt) -> None:
-        name = f"evaluation-{self._serial}-{number}"
-        self._seams.engine.submit(
-            SampleRequest(
-                id=name,
-                prompt_tokens=self._seams.tokenizer.encode(prompt.text),
-                samples=request.samples,
-                temperature=request.temperature,
-                max_tokens=self._max_tokens,
-                seed=request.seed + number,
-                prompt=prompt,
-            )
-        )
-        self._requests[name] = number
+def votes_of(verdicts: Sequence[Verdict]) -> list[int]:
+    """What each sample of a prompt votes for: correct ones for 0, wrong ones for their answer, others for nothing."""
+    numbers: dict[str, int] = {}
+    return [
+        0
+        if verdict.status == "correct"
+        else numbers.setdefault(verdict.answer, len(numbers) + 1)
+        if verdict.answer
+        else NO_VOTE
+        for verdict in verdicts
+    ]

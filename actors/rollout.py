@@ -11,7 +11,7 @@ from concurrent.futures import Future
 
 import msgspec
 
-from entrostat.actors.evaluation import Evaluations, EvaluationTicket
+from entrostat.actors.evaluations import Evaluations, EvaluationTicket
 from entrostat.actors.group import HeldLease, Verdicts, report_of, responses
 from entrostat.actors.pulses import Pulses
 from entrostat.actors.seams import Seams
@@ -82,7 +82,13 @@ class RolloutWorker:
         self._waiting: deque[HeldLease] = deque()  # leases of a version that is not served yet
         self._leases: dict[int, HeldLease] = {}  # every lease held, the waiting ones too
         self._requests: dict[str, int] = {}  # those in the engine → lease id
-        self._evaluations = Evaluations(seams, settings.groups_in_flight, settings.max_response_tokens)
+        self._evaluations = Evaluations(
+            seams.engine,
+            seams.verifiers,
+            seams.tokenizer,
+            settings.groups_in_flight * settings.samples_per_prompt,
+            settings.max_response_tokens,
+        )
         self._drained_by: float | None = None  # when what is not done is handed back; None: it does not drain
         self._empty = threading.Event()
         self._came_round = seams.clock()

@@ -41,6 +41,7 @@ def run(request: RunRequest) -> RunResult:
     """Trains, then scores the policy on unseen prompts; `run.seed` draws prompts, samples and batches."""
     from benchmarks.loop import Loop
     from entrostat import config as configs
+    from entrostat.scores import correct_counts
 
     overrides = [f"run.seed={request['seed']}", "report.samples_per_step=0", "learner.threads=1"]
     # The name is that of the weights in shared memory: runs beside each other must not share it.
@@ -61,7 +62,7 @@ def run(request: RunRequest) -> RunResult:
         target=[None if step.target is None else _short(step.target) for step in steps],
         initial_entropy=initial,
         levels=list(scores.levels) if scores else [],
-        correct=list(scores.correct) if scores else [],
+        correct=[int(count) for count in correct_counts(scores)] if scores else [],
     )
 
 

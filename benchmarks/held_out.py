@@ -5,22 +5,28 @@ python -m benchmarks.held_out REQUEST.json RESULT.json
 
 import json
 import sys
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from entrostat import config as configs
 from entrostat.evaluate import measure
 from entrostat.job import read_prompts
+from entrostat.protocol.moments import Moments
+from entrostat.scores import correct_counts
 
 
 def correct(toml: str, model: str, samples: int) -> dict[str, Any]:
     """By problem of the levels that are trained on, the number of its samples that were correct."""
     config = configs.load(toml, [f"model.path={model}"])
     prompts, training = read_prompts(config, Path(model))
-    result = measure(config, prompts, training, samples)
+    result = measure(config, prompts.prompts[training:], samples)
     trained = {prompt.level for prompt in prompts.prompts[:training]}
-    kept = [number for number, level in zip(result.correct, result.levels, strict=True) if level in trained]
-    return {"correct": kept, "samples": samples, "entropy": result.surprise.mean}
+    kept = [
+        int(number) for number, level in zip(correct_counts(result), result.levels, strict=True) if level in trained
+    ]
+    entropy = reduce(Moments.merge, result.surprise, Moments()).mean
+    return {"correct": kept, "samples": samples, "entropy": entropy}
 
 
 def main(source: str, target: str) -> None:

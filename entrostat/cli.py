@@ -26,6 +26,14 @@ More rollout actors:   entrostat scale runs/quickstart --actors 4
 """
 
 
+EVAL_EPILOG = """\
+A run's newest checkpoint:  entrostat eval runs/quickstart --samples 16
+A model on a file:          entrostat eval Qwen/Qwen3-0.6B --task gsm8k_test.jsonl --set "task.answer_after='####'"
+                            --set task.chat=true --samples 16 --k 1,4,16 --out responses.jsonl
+What every --task has:      --set task.KEY=VALUE, as in a TOML's [[evaluation.tasks]] (task.verifier.kind=numeric)
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -101,13 +109,40 @@ def _parser() -> argparse.ArgumentParser:
     _set_option(calibrate)
     calibrate.set_defaults(command=_calibrate)
 
-    evaluate = commands.add_parser("eval", help="score a model, or a run's newest checkpoint, on fixed unseen prompts")
-    evaluate.add_argument("model", metavar="MODEL", help="a model's folder, a hub name, or a run directory")
+    evaluate = commands.add_parser(
+        "eval",
+        help="score a model, or a run's newest checkpoint, on fixed unseen prompts",
+        epilog=EVAL_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument(
+        "model", metavar="MODEL", help="a model's folder, a hub name, a run directory, or one of its checkpoints"
+    )
+    evaluate.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        dest="tasks",
+        help="FILE.jsonl, FILE.parquet, reasoning_gym:DATASET, huggingface:NAME or huggingface:NAME:SPLIT (default: "
+        "test); more than once for several; default: [[evaluation.tasks]] of the TOML",
+    )
     evaluate.add_argument(
         "--config", type=Path, metavar="CONFIG", help="the TOML with [evaluation]; default: the run's own"
     )
     evaluate.add_argument("--samples", type=int, metavar="N", help="samples per prompt; default: evaluation.samples")
+    evaluate.add_argument(
+        "--k", type=_tries, metavar="K,K…", help="of pass@k and maj@k; default: evaluation.k, or the powers of two"
+    )
+    evaluate.add_argument("--temperature", type=float, metavar="T", help="default: evaluation.temperature")
+    evaluate.add_argument(
+        "--max-tokens", type=int, metavar="N", help="of a response; default: rollout.max_response_tokens"
+    )
+    evaluate.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N prompts of each task")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    evaluate.add_argument(
+        "--out", type=Path, metavar="FILE", help="write each response with its verdict, a line of JSON each"
+    )
     _set_option(evaluate)
     evaluate.set_defaults(command=_eval)
 
@@ -151,6 +186,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="look at this machine: what is right, what is wrong, what to do")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _tries(text: str) -> tuple[int, ...]:
+    tried = tuple(int(part) if part.strip().isdecimal() else 0 for part in text.split(","))
+    if min(tried) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected numbers of tries from 1 on, as in --k 1,4,16")
+    return tried
 
 
 def _seconds(text: str) -> float:
@@ -215,8 +257,20 @@ def _calibrate(chosen: argparse.Namespace) -> int:
 
 def _eval(chosen: argparse.Namespace) -> int:
     from entrostat import evaluate
+    from entrostat.evaluation_job import Asked
 
-    return evaluate.run(chosen.model, chosen.config, chosen.overrides, samples=chosen.samples, as_json=chosen.json)
+    asked = Asked(
+        model=chosen.model,
+        config=chosen.config,
+        tasks=tuple(chosen.tasks),
+        overrides=tuple(chosen.overrides),
+        samples=chosen.samples,
+        k=chosen.k,
+        temperature=chosen.temperature,
+        max_tokens=chosen.max_tokens,
+        limit=chosen.limit,
+    )
+    return evaluate.run(asked, as_json=chosen.json, out=chosen.out)
 
 
 def _explain(chosen: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from entrostat import toml
-from entrostat.contradictions import contradictions, untrue_of_a_run
+from entrostat.contradictions import contradictions, tries_problem, untrue_of_a_run
 from entrostat.protocol.entropy_settings import EntropySettings
 from entrostat.protocol.errors import ConfigError
 from entrostat.protocol.learner_settings import LearnerSettings
@@ -35,8 +35,10 @@ class EvaluationSettings(Settings, frozen=True, kw_only=True):
     """What the policy is measured on: before, after, and in between."""
 
     every_steps: CountOrZero = 0  # 0: only before and after
-    samples: Count = 8  # per prompt: pass@1, and pass@8 from 8 samples on
+    samples: Count = 8  # per prompt
+    k: tuple[Count, ...] = ()  # of pass@k and maj@k, none above `samples`; (): the powers of two
     temperature: Temperature = 1.0
+    reproducible: bool = True  # draw each prompt's samples by its own seed; vLLM is a fifth slower then
     tasks: tuple[TaskSettings, ...] = ()
 
 
@@ -100,9 +102,32 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, to_run: bool = Fals
         found += untrue_of_a_run(config) if to_run else []
         if not found:
             return config
+    raise _refused(str(path), found, places, overridden)
+
+
+def of_table(table: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
+    """A configuration without a file, for what is no run: only what an evaluation needs is held against itself.
+
+    Raises:
+        ConfigError: the overrides have unknown keys or values out of range.
+    """
+    overridden = {toml.override(table, text) for text in overrides}
+    table = with_kinds(RunConfig, table)
+    found = problems(RunConfig, table)
+    if not found:
+        config = msgspec.convert(table, RunConfig)
+        found = list(tries_problem(config))
+        if not found:
+            return config
+    raise _refused("the command line", found, {}, overridden)
+
+
+def _refused(
+    source: str, found: Sequence[Problem], places: dict[toml.Place, int], overridden: set[toml.Place]
+) -> ConfigError:
     listed = "\n".join(f"  {_located(problem, places, overridden)}" for problem in found)
     count = "one thing is" if len(found) == 1 else f"{len(found)} things are"
-    raise ConfigError(f"{path} can't be used: {count} wrong\n{listed}")
+    return ConfigError(f"{source} can't be used: {count} wrong\n{listed}")
 
 
 def effective_toml(config: RunConfig) -> str:

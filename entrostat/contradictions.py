@@ -180,6 +180,18 @@ def _evaluation(config: "RunConfig", without_tasks: bool) -> Iterator[Problem]:
             ("evaluation", "tasks"),
             "is missing: an evaluation needs at least one [[evaluation.tasks]]; for none leave [evaluation] out",
         )
+    yield from tries_problem(config)
+
+
+def tries_problem(config: "RunConfig") -> Iterator[Problem]:
+    """More tries than samples."""
+    above = [k for k in config.evaluation.k if k > config.evaluation.samples]
+    if above:
+        yield Problem(
+            ("evaluation", "k"),
+            f"= {list(config.evaluation.k)}, but pass@{above[0]} takes {above[0]} samples of each prompt, and "
+            f"evaluation.samples is {config.evaluation.samples}: raise it",
+        )
 
 
 def _lengths(config: "RunConfig") -> Iterator[Problem]:

@@ -1,175 +1,205 @@
-"""`entrostat eval`: scores a model on fixed prompts with the training run's own parts, in this process, without Ray."""
+"""`entrostat eval`: scores a model on fixed prompts in this process: vLLM and the verifiers, no Ray and no learner."""
 
 import contextlib
+import math
+import os
+import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
-from entrostat import config as configs
-from entrostat import preflight
-from entrostat.actors.remote import build_engine
-from entrostat.actors.rollout import RolloutWorker
-from entrostat.actors.seams import Seams
+from entrostat.actors.evaluation import Progress
+from entrostat.actors.evaluations import Evaluations, EvaluationTicket, Told
+from entrostat.actors.seams import Verifiers
 from entrostat.actors.tokenizer import HuggingFaceTokenizer
 from entrostat.actors.verifiers.pool import VerifierPool
 from entrostat.config import RunConfig
-from entrostat.job import read_prompts
-from entrostat.learner import checkpoint as checkpoints
-from entrostat.learner.trainer import Trainer
-from entrostat.protocol.errors import ConfigError, RunDirectoryError, Stalled
-from entrostat.protocol.learner_settings import AllWeights
-from entrostat.protocol.messages import (
-    EvaluationRequest,
-    EvaluationResult,
-    Group,
-    PolicyVersion,
-    PromptSet,
-    Pulse,
-    PulseReply,
-)
-from entrostat.protocol.metrics import Exporter
+from entrostat.evaluated import evaluated, show, warnings
+from entrostat.evaluation_job import Asked, prepare
+from entrostat.progress import Watch
+from entrostat.protocol.errors import ConfigError, Stalled
+from entrostat.protocol.messages import EvaluationRequest, EvaluationResult, PolicyVersion, Prompt, Verdict
+from entrostat.protocol.ports import Engine, Tokenizer
 from entrostat.protocol.settings import SimulatedSettings
-from entrostat.rows import EvaluationRow, evaluation_row
+from entrostat.rows import evaluation_row
+from entrostat.scores import tries
+
+# Samples asked for at once, as a multiple of those decoded at once: whoever ends leaves its place to one that waits.
+AHEAD = 2
+IDLE_SECONDS = 0.005
 
 
-class NoController:
-    """Grants nothing: the actor has only its evaluation to do."""
+def run(asked: Asked, *, as_json: bool, out: Path | None) -> int:
+    """Scores a model, and prints a table or one JSON object (an `Evaluated`).
 
-    def send(self, pulse: Pulse) -> None:
-        """Nobody listens."""
-
-    def receive(self) -> PulseReply | None:
-        """Nobody answers."""
-        return None
-
-
-class NoBuffer:
-    """Without leases there are no groups to keep."""
-
-    def send(self, group: Group) -> None:
-        """Nobody listens."""
-
-    def stored(self) -> list[int]:
-        """Nothing is stored."""
-        return []
-
-
-def run(model: str, config: Path | None, overrides: Sequence[str], *, samples: int | None, as_json: bool) -> int:
-    """Scores `model` (a folder, a hub name, or a run directory) and prints a table, or one JSON object.
+    Returns:
+        The exit code: 1 where every single verdict is a failure of the verifier.
 
     Raises:
-        BadInput: the configuration, the model or the data won't do.
+        BadInput: the model, the tasks or the settings won't do.
     """
-    chosen, settings = find(model, config, overrides)
-    if not settings.evaluation.tasks:
-        raise ConfigError("the configuration has no [[evaluation.tasks]]: name what to evaluate on")
-    if isinstance(settings.rollout.engine, SimulatedSettings):
-        raise ConfigError("the simulated engine makes its answers up: evaluate with --set rollout.engine.kind=vllm")
-    count = settings.evaluation.samples if samples is None else samples
-    if count < 1:
-        raise ConfigError(f"--samples is {count}; expected at least 1")
-    folder = preflight.find_model(chosen, trust_remote_code=settings.model.trust_remote_code)
-    settings = msgspec.structs.replace(settings, model=msgspec.structs.replace(settings.model, path=str(folder)))
-    prompts, training = read_prompts(settings, folder)
-    result = measure(settings, prompts, training, count)
-    row = evaluation_row(result, frozenset(prompt.level for prompt in prompts.prompts[:training]))
+    with contextlib.ExitStack() as closing:
+        job = prepare(asked)
+        records = closing.enter_context(_records(out))
+        watch = Watch()
+        closing.callback(watch.close)
+        for note in job.notes:
+            watch.say(f"note: {note}")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about defaults that we chose
+        with _stdout_kept():
+            watch.say(f"loading {job.model} into vLLM; {len(job.prompts)} prompts, {job.samples} samples of each")
+            result = measure(job.config, job.prompts, job.samples, version=job.version, watch=watch, told=records)
+    settings = job.config.evaluation
+    row = evaluation_row(result, job.trained_levels, tries(job.samples, settings.k))
+    found = evaluated(job, row, int(result.lengths.sum()))
     if as_json:
-        print(msgspec.json.encode(row).decode())
+        print(msgspec.json.encode(found).decode())
     else:
-        show(Console(), chosen, row)
-    return 0
+        show(Console(), found)
+    told = warnings(found, job.config.verifier.alarm_share)
+    for text in told.lines:
+        print(f"entrostat: warning: {text}", file=sys.stderr)
+    return 1 if told.worthless else 0
 
 
-def find(model: str, config: Path | None, overrides: Sequence[str]) -> tuple[str, RunConfig]:
-    """The model's folder or name, and the configuration that says how to evaluate it.
-
-    Raises:
-        RunDirectoryError: a run directory holds no checkpoint.
-        ConfigError: `model` is no run directory, and no configuration was named.
-    """
-    directory = Path(model)
-    if (directory / "config.toml").is_file():
-        newest = checkpoints.newest(directory / "checkpoints")
-        if newest is None:
-            raise RunDirectoryError(
-                f"{model} holds no checkpoint yet: wait for its first one, or name a model's folder"
-            )
-        checkpoints.verify(newest)
-        return str(newest / "policy"), configs.load(config or directory / "config.toml", overrides)
-    if config is None:
-        raise ConfigError(
-            f"{model} is no run directory, so --config must name the TOML with [evaluation]: "
-            f"entrostat eval {model} --config deploy/runs/quickstart.toml"
-        )
-    return model, configs.load(config, overrides)
-
-
-def measure(config: RunConfig, prompts: PromptSet, training: int, samples: int) -> EvaluationResult:
-    """Loads the model into the engine, verified by its probe as in training, and samples every evaluation prompt.
+def measure(
+    config: RunConfig,
+    prompts: Sequence[Prompt],
+    samples: int,
+    *,
+    version: PolicyVersion = PolicyVersion(branch=0, step=0),  # noqa: B008 - immutable
+    watch: Watch | None = None,
+    told: Told | None = None,
+) -> EvaluationResult:
+    """Has vLLM load the model's folder by itself, and samples every prompt.
 
     Raises:
-        Stalled: the whole evaluation was not done within `run.stall_seconds`.
+        ModelError: vLLM can't build an engine for the model.
+        ConfigError: the engine is a simulated one.
+        Stalled: neither a token nor a verdict came for `run.stall_seconds`.
     """
-    stations = configs.stations(config, Path(config.run.directory))
-    # CUDA IPC opens no handle in the process that made it, and here the learner and the engine share one.
-    # Nothing is trained here, and a checkpoint's policy has its adapter in it.
-    learner = msgspec.structs.replace(stations.learner, transport="shared_memory", weights=AllWeights())
-    stations = msgspec.structs.replace(stations, learner=learner)
+    if isinstance(config.rollout.engine, SimulatedSettings):
+        raise ConfigError("the simulated engine makes its answers up: evaluate with --set rollout.engine.kind=vllm")
+    from entrostat.actors.engine import VllmEngine  # vLLM takes seconds to import
+
     request = EvaluationRequest(
-        prompts=prompts.prompts[training:],
+        prompts=tuple(prompts),
         samples=samples,
         temperature=config.evaluation.temperature,
         seed=config.run.seed,
+        reproducible=config.evaluation.reproducible,
     )
     with contextlib.ExitStack() as closing:
-        trainer = Trainer(stations, prompts, PolicyVersion(branch=0, step=0))
-        closing.callback(trainer.close)
-        manifest = trainer.publish_first()
-        tokenizer = HuggingFaceTokenizer(stations.model.path, trust_remote_code=stations.model.trust_remote_code)
-        verifiers = VerifierPool(stations.verifier, (*stations.tasks, *stations.evaluation_tasks))
+        tokenizer = HuggingFaceTokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
+        verifiers = VerifierPool(config.verifier, (*config.tasks, *config.evaluation.tasks))
         closing.callback(verifiers.close)
-        exporter = Exporter("rollout", labels={"actor": "0"})
-        closing.callback(exporter.close)
-        engine = build_engine(stations, tokenizer, stations.seed)
+        engine = VllmEngine(config.model, config.rollout.engine, config.run.seed)
         closing.callback(engine.close)
-        seams = Seams(
-            engine=engine,
-            controller=NoController(),
-            buffer=NoBuffer(),
-            verifiers=verifiers,
-            tokenizer=tokenizer,
-            meter=exporter,
+        engine.serve_own(version)
+        if watch is not None:
+            watch.begin()
+        return sample(
+            engine,
+            verifiers,
+            tokenizer,
+            request,
+            sequences=AHEAD * config.rollout.engine.max_sequences,
+            max_tokens=config.rollout.max_response_tokens,
+            stall_seconds=config.run.stall_seconds,
+            watch=None if watch is None else watch.told,
+            told=told,
         )
-        worker = RolloutWorker(stations.rollout, prompts.prompts, 0, 1, seams, manifest)
-        return _sampled(worker, worker.evaluate(request), config.run.stall_seconds)
 
 
-def show(console: Console, model: str, row: EvaluationRow) -> None:
-    """The scores by level, and over the trained levels together."""
-    table = Table(title=f"{model}: {row.samples} samples of each prompt at every level", title_justify="left")
-    for column in ("level", "prompts", "pass@1", "pass@8"):
-        table.add_column(column, justify="left" if column == "level" else "right")
-    for level in row.levels:
-        name = level.level if level.trained else f"{level.level} (not trained on)"
-        table.add_row(name, str(level.prompts), f"{level.pass_at_1:.3f}", _share(level.pass_at_8))
-    table.add_row("trained levels", str(row.prompts), f"{row.pass_at_1:.3f}", _share(row.pass_at_8), style="bold")
-    console.print(table)
-    console.print(f"{row.mean_tokens:.1f} tokens a response, {row.entropy_nats:.4f} nats a token, {row.seconds:.1f} s")
+def sample(
+    engine: Engine,
+    verifiers: Verifiers,
+    tokenizer: Tokenizer,
+    request: EvaluationRequest,
+    *,
+    sequences: int,
+    max_tokens: int,
+    stall_seconds: float,
+    watch: Callable[[Progress], None] | None = None,
+    told: Told | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> EvaluationResult:
+    """Samples and judges one evaluation with at least `sequences` samples in the engine while there are any left.
+
+    Raises:
+        Stalled: neither a token nor a verdict came for `stall_seconds`.
+    """
+    evaluations = Evaluations(engine, verifiers, tokenizer, sequences, max_tokens, seconds=math.inf, told=told)
+    answer = evaluations.ask(request)
+    moved = clock()
+    while True:
+        evaluations.advance(clock())
+        if answer.done():
+            return answer.result()
+        drawing = bool(engine.unfinished)
+        for completion in engine.step() if drawing else ():
+            evaluations.take(completion)
+        verdicts = verifiers.collect()
+        for ticket, verdict in verdicts:
+            assert isinstance(ticket, EvaluationTicket)
+            evaluations.judged(ticket, verdict)
+        progress = evaluations.progress
+        if watch is not None and progress is not None:
+            watch(progress)
+        if drawing or verdicts:
+            moved = clock()
+        elif clock() - moved > stall_seconds:
+            raise Stalled(
+                f"no verdict came for {stall_seconds:.0f} s (run.stall_seconds); the engine had nothing to do"
+            )
+        else:
+            time.sleep(IDLE_SECONDS)
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+@contextlib.contextmanager
+def _records(out: Path | None) -> Iterator[Told | None]:
+    """Writes a line of JSON for each sample as it is judged.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    if out is None:
+        yield None
+        return
+    with out.open("wb") as file:
+
+        def told(prompt: Prompt, sampled: EvaluationTicket, verdict: Verdict) -> None:
+            record = {
+                "prompt": prompt.name,
+                "level": prompt.level,
+                "sample": sampled.index,
+                "text": prompt.text,
+                "expected": prompt.answer,
+                "response": sampled.text,
+                "tokens": sampled.tokens,
+                "truncated": sampled.truncated,
+                "reward": verdict.reward,
+                "status": verdict.status,
+                "answer": verdict.answer,
+                "detail": verdict.detail,
+            }
+            file.write(msgspec.json.encode(record) + b"\n")
+
+        yield told
 
 
-def _sampled(worker: RolloutWorker, answer: "Future[EvaluationResult]", seconds: float) -> EvaluationResult:
-    deadline = time.monotonic() + seconds
-    while not answer.done():
-        worker.turn()
-        if time.monotonic() > deadline:
-            raise Stalled(f"the evaluation was not done within run.stall_seconds = {seconds:.0f} s")
-    return answer.result()
+@contextlib.contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """Whatever libraries print meanwhile, in whatever process, goes to stderr: stdout is for the result."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)

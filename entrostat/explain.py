@@ -14,6 +14,7 @@ from entrostat.protocol.entropy_settings import AnchoredLaw, BandLaw, Thermostat
 from entrostat.protocol.learner_settings import AllWeights, Lora
 from entrostat.protocol.settings import MixedResults, SimulatedSettings, Uniform, VllmSettings
 from entrostat.protocol.task_settings import ReasoningGym
+from entrostat.scores import tries
 from entrostat.task_lines import Look, look, prompts_together
 
 GIB = 1 << 30
@@ -226,8 +227,8 @@ def _evaluation(config: RunConfig, looks: list[Look]) -> Iterator[Line]:
     yield "when", f"before and after the run{between}"
     count = prompts_together(looks)
     together = "" if count is None else f", {count * evaluation.samples:,} together"
-    measured = "pass@1 and pass@8" if evaluation.samples >= 8 else "pass@1 (pass@8 needs 8 of them)"
-    yield "samples", f"{evaluation.samples} per prompt{together}: {measured}"
+    shown = ", ".join(str(k) for k in tries(evaluation.samples, evaluation.k))
+    yield "samples", f"{evaluation.samples} per prompt{together}: pass@k and maj@k, k = {shown}"
 
 
 def _memory(config: RunConfig, facts: ModelFacts | None) -> Iterator[Line]:

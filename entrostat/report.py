@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from entrostat.directory import write_atomically
 from entrostat.protocol.errors import BadInput
 from entrostat.protocol.messages import PhaseSeconds, Waits
+from entrostat.report_scores import draw_interval, draw_scores, score_table
 from entrostat.rows import EvaluationRow, MetricsRow, read_evaluations, read_metrics
 from entrostat.screen import duration
 from entrostat.summary import Summary, sentences
@@ -43,6 +44,11 @@ def write_report(directory: Path) -> Path:
     plots = {
         "overview": ("The run at a glance", overview(rows, evaluations)),
         "reward": ("Reward: mean of each step's samples, and evaluations", _single(draw_reward, rows, evaluations)),
+        **(
+            {"scores": ("Evaluations: pass@k and maj@k with 95 % intervals", _single(draw_scores, evaluations))}
+            if evaluations
+            else {}
+        ),
         "entropy": ("Entropy per response token, full and clamped", _single(draw_entropy, rows)),
         "levels": ("H̃ per response token, level by level", _single(draw_levels, rows)),
         "coefficient": ("Coefficient of the entropy bonus", _single(draw_coefficient, rows)),
@@ -110,6 +116,7 @@ def draw_reward(axes: Axes, rows: list[MetricsRow], evaluations: list[Evaluation
     if evaluations:
         where = [row.step for row in evaluations]
         axes.plot(where, [row.pass_at_1 for row in evaluations], "o--", color="#e09f3e", label="pass@1, unseen prompts")
+        draw_interval(axes, evaluations, "#e09f3e", lambda scores: scores.pass_at.get(1))
         if all(row.pass_at_8 is not None for row in evaluations):
             axes.plot(
                 where, [row.pass_at_8 or 0.0 for row in evaluations], "s--", color="#540b0e", label="pass@8, the same"
@@ -251,6 +258,7 @@ def _page(directory: Path, folder: Path, titles: dict[str, str]) -> str:
         steps=len(rows),
         seconds=duration(seconds),
         figures=figures,
+        scores=score_table(read_evaluations(directory / "evaluations.jsonl")),
         config=html.escape(config),
     )
 
@@ -261,11 +269,15 @@ PAGE = """<!doctype html>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
 figure {{ margin: 2rem 0; }} img {{ max-width: 100%; }} figcaption {{ color: #666; font-size: 0.9rem; }}
+table {{ border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto; }}
+th, td {{ padding: 0.2rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; }} td small {{ color: #666; }}
 pre {{ background: #f5f5f4; padding: 1rem; overflow-x: auto; font-size: 0.85rem; }}
 </style>
 <h1>{name}</h1>
 <p>{steps} optimizer steps in {seconds} of training.</p>
 <pre>{told}</pre>
+{scores}
 {figures}
 <details><summary>Effective configuration</summary><pre>{config}</pre></details>
 </html>

@@ -56,7 +56,7 @@ DECIDING = frozenset(
         *("learner.packing", "learner.head_chunk_tokens", "learner.gradient_checkpointing", "learner.probe_sequences"),
         *("learner.measure_balance", "learner.transport"),
         *("checkpoint.every_steps", "evaluation.every_steps", "evaluation.samples", "evaluation.temperature"),
-        "evaluation.tasks",
+        *("evaluation.reproducible", "evaluation.tasks"),
     }
 )
 
@@ -67,7 +67,14 @@ FREE = frozenset(
         *("rollout.drain_seconds", "rollout.max_actors"),
         *("verifier.processes", "verifier.deadline_seconds", "verifier.alarm_share"),
         *("learner.rank_seconds", "learner.drift_alarm", "learner.drift_stop"),
-        *("checkpoint.keep", "monitor.host", "monitor.port", "monitor.sinks", "report.samples_per_step"),
+        *(
+            "checkpoint.keep",
+            "evaluation.k",
+            "monitor.host",
+            "monitor.port",
+            "monitor.sinks",
+            "report.samples_per_step",
+        ),
     }
 )
 

@@ -1,6 +1,7 @@
 """What a run writes down: one `MetricsRow` per optimizer step, one `EvaluationRow` per evaluation."""
 
 import math
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from entrostat.protocol.errors import RunDirectoryError
 from entrostat.protocol.messages import ActorView, ControllerView, EvaluationResult, StepReport, Waits
+from entrostat.scores import Scores, correct_counts, pass_at, score
 
 Int64 = NDArray[np.int64]
 T = TypeVar("T")
@@ -187,10 +189,14 @@ class LevelScore(msgspec.Struct, frozen=True, kw_only=True):
     prompts: int
     pass_at_1: float
     pass_at_8: float | None  # None with fewer than 8 samples
+    scores: Scores | None = None  # all there is to tell; None in rows of earlier releases
 
 
 class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of `evaluations.jsonl`: pass@1 and unbiased pass@8 over the trained levels, and by level."""
+    """One line of `evaluations.jsonl`: scores over the prompts of the trained levels, and by level.
+
+    Where no level is one the run trains on, all prompts count.
+    """
 
     step: int
     branch: int
@@ -202,56 +208,54 @@ class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
     mean_tokens: float
     seconds: float
     levels: tuple[LevelScore, ...]
+    scores: Scores | None = None  # all there is to tell; None in rows of earlier releases
+    correct: tuple[int, ...] = ()  # [prompts] of `samples`: what another evaluation of the same prompts is held against
+    asked: str = ""  # a digest of all prompts' names: equal where they are the same prompts
 
 
-def pass_at(k: int, correct: Int64, samples: int) -> float:
-    """Mean over prompts of the unbiased estimate 1 − C(n−c, k)/C(n, k) of solving a prompt in k tries.
-
-    Chen et al., *Evaluating large language models trained on code* (arXiv 2107.03374), section 2.1.
-
-    Args:
-        k: tries, at most `samples`.
-        correct: `[prompts]`, c of each.
-        samples: n of each.
-    """
-    failures = samples - correct[:, None]
-    factors = 1 - k / np.arange(1, samples + 1)
-    kept = np.arange(1, samples + 1)[None, :] > failures
-    return float(1 - np.where(failures[:, 0] < k, 0.0, np.prod(np.where(kept, factors, 1.0), axis=1)).mean())
-
-
-def evaluation_row(result: EvaluationResult, trained_levels: frozenset[str]) -> EvaluationRow:
-    """An evaluation's counts as scores. Where no level is one the run trains on, all count."""
-    correct = np.array(result.correct)
+def evaluation_row(result: EvaluationResult, trained_levels: Set[str], k: Sequence[int]) -> EvaluationRow:
+    """An evaluation's samples as scores; each k is at most `result.samples`."""
     names = np.array(result.levels)
     trained = np.isin(names, list(trained_levels))
     if not trained.any():
         trained = np.ones_like(trained)
-
-    levels = []
-    for level in dict.fromkeys(result.levels):
-        chosen = names == level
-        levels.append(
-            LevelScore(
-                level=level,
-                trained=bool(trained[chosen].all()),
-                prompts=int(chosen.sum()),
-                pass_at_1=pass_at(1, correct[chosen], result.samples),
-                pass_at_8=pass_at(8, correct[chosen], result.samples) if result.samples >= 8 else None,
-            )
-        )
+    correct = correct_counts(result)
+    whole = score(result, trained, k)
     return EvaluationRow(
         step=result.version.step,
         branch=result.version.branch,
         prompts=int(trained.sum()),
         samples=result.samples,
-        pass_at_1=pass_at(1, correct[trained], result.samples),
-        pass_at_8=pass_at(8, correct[trained], result.samples) if result.samples >= 8 else None,
-        entropy_nats=result.surprise.mean,
-        mean_tokens=result.mean_tokens,
+        pass_at_1=_pass_rate(1, correct[trained], result.samples),
+        pass_at_8=_pass_rate(8, correct[trained], result.samples) if result.samples >= 8 else None,
+        entropy_nats=whole.entropy_nats.mean,
+        mean_tokens=whole.tokens.mean,
         seconds=result.seconds,
-        levels=tuple(levels),
+        levels=tuple(
+            LevelScore(
+                level=level,
+                trained=bool(trained[chosen].all()),
+                prompts=int(chosen.sum()),
+                pass_at_1=_pass_rate(1, correct[chosen], result.samples),
+                pass_at_8=_pass_rate(8, correct[chosen], result.samples) if result.samples >= 8 else None,
+                scores=score(result, chosen, k),
+            )
+            for level in dict.fromkeys(result.levels)
+            for chosen in (names == level,)
+        ),
+        scores=whole,
+        correct=tuple(int(count) for count in correct[trained]),
+        asked=result.prompts,
     )
+
+
+def pass_rates(row: EvaluationRow) -> NDArray[np.float64]:
+    """`[prompts]` share of each prompt's samples that were correct; none in a row of an earlier release."""
+    return np.array(row.correct, np.float64) / row.samples
+
+
+def _pass_rate(k: int, correct: Int64, samples: int) -> float:
+    return float(pass_at(k, correct, samples).mean())
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:

@@ -29,6 +29,7 @@ from entrostat.protocol.messages import (
 from entrostat.recovery import Beginning
 from entrostat.rows import MetricsRow, evaluation_row, metrics_row, read_evaluations, read_metrics
 from entrostat.saving import Saving
+from entrostat.scores import tries
 from entrostat.screen import Screen
 from entrostat.sinks import Sink
 from entrostat.summary import Summary
@@ -305,6 +306,7 @@ class Run:
                 samples=settings.samples,
                 temperature=settings.temperature,
                 seed=self._config.run.seed,
+                reproducible=settings.reproducible,
             )
             self._evaluation = self._cluster.evaluate(request)
 
@@ -341,7 +343,8 @@ class Run:
             self._screen.say(f"warning: an evaluation was lost with its actor: {error}")
             return
         self._evaluation = None
-        row = evaluation_row(result, self._trained_levels)
+        settings = self._config.evaluation
+        row = evaluation_row(result, self._trained_levels, tries(settings.samples, settings.k))
         for sink in self._sinks:
             sink.evaluation(row)
         self._screen.evaluation(row)

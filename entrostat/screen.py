@@ -13,9 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from entrostat.rows import EvaluationRow, MetricsRow
+from entrostat.scores import Estimate
 
 BARS = "▁▂▃▄▅▆▇█"
 HISTORY = 60
+FAILURES = ("unparsable", "timeout", "error")  # statuses that are no judgement
 
 
 class Screen(Protocol):
@@ -62,7 +64,24 @@ def evaluation_line(row: EvaluationRow) -> str:
     """One evaluation as one line."""
     at_8 = f"  pass@8 {row.pass_at_8:.3f}" if row.pass_at_8 is not None else ""
     levels = ", ".join(f"{level.level} {level.pass_at_1:.2f}" for level in row.levels)
-    return f"evaluation at step {row.step}: pass@1 {row.pass_at_1:.3f}{at_8} on {row.prompts} prompts ({levels})"
+    around, majority, failed = "", "", ""
+    if row.scores is not None:
+        around = f" {interval(row.scores.pass_at.get(1))}".rstrip()
+        most = max(row.scores.majority_at, default=1)
+        majority = f"  maj@{most} {row.scores.majority_at[most].mean:.3f}" if most > 1 else ""
+        failures = {name: row.scores.statuses.get(name, 0) for name in FAILURES}
+        failed = "".join(f"; {count} verdicts are {name}" for name, count in failures.items() if count)
+    return (
+        f"evaluation at step {row.step}: pass@1 {row.pass_at_1:.3f}{around}{at_8}{majority} on {row.prompts} prompts "
+        f"({levels}){failed}"
+    )
+
+
+def interval(estimate: Estimate | None) -> str:
+    """`(0.290–0.330)`, and nothing where there is no interval."""
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return ""
+    return f"({estimate.low:.3f}–{estimate.high:.3f})"
 
 
 def duration(seconds: float) -> str:

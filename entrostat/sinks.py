@@ -1,9 +1,9 @@
 """Where a run's numbers go: always to `metrics.jsonl`, on request to TensorBoard and Weights & Biases too."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -131,12 +131,17 @@ def open_sinks(names: Sequence[str], directory: RunDirectory, step: int = 0) -> 
 
 def numbers(row: MetricsRow | EvaluationRow) -> dict[str, float]:
     """A row's plain numbers by name."""
+    return _numbers(msgspec.structs.asdict(row))
+
+
+def _numbers(named: Mapping[Any, Any], prefix: str = "") -> dict[str, float]:
     found: dict[str, float] = {}
-    for name, value in msgspec.structs.asdict(row).items():
+    for name, value in named.items():
         if isinstance(value, int | float):
-            found[name] = value
-        elif isinstance(value, dict):
-            found |= {f"{name}/{key}": number for key, number in value.items()}
+            found[f"{prefix}{name}"] = value
+        elif isinstance(value, dict | msgspec.Struct):
+            inner = value if isinstance(value, dict) else msgspec.structs.asdict(value)
+            found |= _numbers(inner, f"{prefix}{name}/")
     return found
 
 

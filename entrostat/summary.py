@@ -6,7 +6,8 @@ import msgspec
 import numpy as np
 
 from entrostat.directory import write_atomically
-from entrostat.rows import EvaluationRow, MetricsRow
+from entrostat.rows import EvaluationRow, MetricsRow, pass_rates
+from entrostat.scores import Estimate, bounded, gain
 from entrostat.screen import duration
 
 WINDOW_STEPS = 10  # rewards and entropies of the first and last so many steps are averaged
@@ -41,6 +42,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     levels_before: dict[str, tuple[float, float | None]]  # pass@1, pass@8
     levels_after: dict[str, tuple[float, float | None]]
     restarts: int = 0  # of the whole run, after a station was lost
+    # 95 % intervals; of the gain paired by prompt. None where no evaluation has them.
+    pass_at_1_interval_before: tuple[float, float] | None = None
+    pass_at_1_interval_after: tuple[float, float] | None = None
+    pass_at_1_gain: Estimate | None = None
 
 
 def summarise(
@@ -81,6 +86,9 @@ def summarise(
         levels_before=_levels(before),
         levels_after=_levels(after),
         restarts=restarts,
+        pass_at_1_interval_before=_interval(before),
+        pass_at_1_interval_after=_interval(after),
+        pass_at_1_gain=_gain(before, after),
     )
 
 
@@ -101,7 +109,7 @@ def sentences(summary: Summary) -> list[str]:
         (8, summary.pass_at_8_before, summary.pass_at_8_after),
     ):
         if before is not None and after is not None:
-            lines.append(f"pass@{k}    {before:.3f} → {after:.3f}")
+            lines.append(f"pass@{k}    {before:.3f} → {after:.3f}{_certainty(summary) if k == 1 else ''}")
     for level, (at_1, _) in summary.levels_after.items():
         if level in summary.levels_before:
             lines.append(f"  {level}: pass@1 {summary.levels_before[level][0]:.3f} → {at_1:.3f}")
@@ -116,6 +124,33 @@ def sentences(summary: Summary) -> list[str]:
     if summary.restarts:
         lines.append(f"restarts  {summary.restarts}, each after a station was lost: logs/driver.log says which")
     return lines
+
+
+def _certainty(summary: Summary) -> str:
+    """What the intervals say of the two scores, and of the rise between them."""
+    before, after, gain = summary.pass_at_1_interval_before, summary.pass_at_1_interval_after, summary.pass_at_1_gain
+    if before is None or after is None:
+        return ""
+    text = f" (95 % {before[0]:.3f}–{before[1]:.3f} → {after[0]:.3f}–{after[1]:.3f}"
+    if gain is None or gain.low is None or gain.high is None:
+        return f"{text})"
+    verdict = "" if gain.low > 0.0 or gain.high < 0.0 else ", so it may be chance"
+    return f"{text}; {gain.mean:+.3f}, {gain.low:+.3f} to {gain.high:+.3f} by prompt{verdict})"
+
+
+def _interval(row: EvaluationRow | None) -> tuple[float, float] | None:
+    if row is None or not row.correct:
+        return None
+    found = bounded(pass_rates(row))
+    return None if found.low is None or found.high is None else (found.low, found.high)
+
+
+def _gain(before: EvaluationRow | None, after: EvaluationRow | None) -> Estimate | None:
+    if before is None or after is None or not before.correct or len(before.correct) != len(after.correct):
+        return None
+    if before.asked != after.asked:
+        return None  # other prompts
+    return gain(pass_rates(before), pass_rates(after))
 
 
 def _levels(row: EvaluationRow | None) -> dict[str, tuple[float, float | None]]:

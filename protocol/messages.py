@@ -380,18 +380,29 @@ class EvaluationRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     samples: int
     temperature: float
     seed: int
+    reproducible: bool = True  # each prompt's samples follow from the seed, whatever else the engine has to do
+
+
+NO_VOTE = -1  # a sample without an answer
+NO_ANSWERS = -2  # a sample of a task whose verifier names no answers at all
 
 
 class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """rollout actor → driver. Per prompt: how many samples were correct, and the means over all samples."""
+    """rollout actor → driver. What came of each of `samples` samples of each prompt, in the request's order.
+
+    Equal votes are equal answers to one prompt: 0 is every correct one, 1 and above are the wrong ones.
+    """
 
     version: PolicyVersion
+    prompts: str  # a digest of their names, in order: equal ones can be compared prompt by prompt
     levels: tuple[str, ...]  # [prompts]
-    correct: tuple[int, ...]  # [prompts] of `samples`
     samples: int
-    mean_tokens: float
-    surprise: Moments  # of −log π
-    statuses: tuple[int, int, int, int, int]
+    statuses: UInt8  # [prompts, samples] places in STATUSES
+    rewards: Float32  # [prompts, samples]
+    votes: Int32  # [prompts, samples] or NO_VOTE, or NO_ANSWERS
+    lengths: Int32  # [prompts, samples] tokens
+    finish: UInt8  # [prompts, samples] FINISHED_STOP or FINISHED_LENGTH
+    surprise: tuple[Moments, ...]  # [prompts] of −log π over the prompt's tokens
     seconds: float
 
 

@@ -108,6 +108,16 @@ def test_it_evaluates_before_and_after(real_run: Path) -> None:
     assert {level.level for level in rows[0].levels if not level.trained} == {"6 terms"}
 
 
+def test_eval_repeats_what_the_run_measured_digit_by_digit(real_run: Path) -> None:
+    done = entrostat(real_run.parent, "eval", "run", "--json", "--out", "out.jsonl")
+    assert done.returncode == 0, done.stderr
+    found, row = json.loads(done.stdout), json.loads((real_run / "evaluations.jsonl").read_text().splitlines()[-1])
+    assert found["step"] == row["step"] == 3
+    assert found["scores"] == row["scores"]
+    assert found["levels"] == row["levels"]
+    assert len((real_run.parent / "out.jsonl").read_text().splitlines()) == 300 * 2
+
+
 def test_the_run_directory_is_complete(real_run: Path) -> None:
     names = {path.name for path in real_run.iterdir()}
     assert {"config.toml", "metrics.jsonl", "summary.json", "report", "checkpoints", "samples", "logs"} <= names

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from entrostat.actors import evaluation
+from entrostat.actors import evaluations
 from entrostat.protocol.errors import Stalled, StationLost
 from entrostat.protocol.messages import EvaluationRequest
 from tests.fake_stations import PROMPTS, SAMPLES, World, lease
@@ -28,10 +28,12 @@ def test_an_evaluation_shares_the_engine_and_answers_per_prompt() -> None:
     world.turn(2)
     result = answer.result(0)
     assert result.version == version(0)
-    assert result.correct == (SAMPLES,) * 5
+    assert result.statuses.tolist() == [[0] * SAMPLES] * 5
+    assert result.rewards.tolist() == [[1.0] * SAMPLES] * 5
+    assert result.finish.tolist() == [[1, 0, 0]] * 5
+    assert result.lengths.tolist() == [[1] * SAMPLES] * 5
+    assert [(one.count, one.mean) for one in result.surprise] == [(SAMPLES, 0.5)] * 5
     assert result.levels == ("easy",) * 5
-    assert result.statuses == (5 * SAMPLES, 0, 0, 0, 0)
-    assert result.mean_tokens == 1.0
     assert "lease-15" in world.engine.submitted
 
 
@@ -54,14 +56,14 @@ def test_evaluations_follow_one_another() -> None:
     answers = [world.worker.evaluate(request(2)) for _ in range(2)]
     world.engine.finish(*(f"evaluation-{serial}-{number}" for serial in (1, 2) for number in (0, 1)))
     world.turn(10)
-    assert all(answer.result(0).correct == (SAMPLES, SAMPLES) for answer in answers)
+    assert all(answer.result(0).statuses.tolist() == [[0] * SAMPLES] * 2 for answer in answers)
 
 
 def test_an_evaluation_that_never_ends_is_given_up_by_name() -> None:
     world = World()
     answer = world.worker.evaluate(request(1))
     world.turn()
-    world.turn(seconds=evaluation.EVALUATION_SECONDS + 1)
+    world.turn(seconds=evaluations.EVALUATION_SECONDS + 1)
     with pytest.raises(Stalled, match="1 prompts"):
         answer.result(0)
     assert world.engine.aborted == ["evaluation-1-0"]
@@ -75,7 +77,7 @@ def test_a_late_verdict_of_an_evaluation_that_was_given_up_counts_nowhere() -> N
     world.engine.finish("evaluation-1-0")
     world.turn(2)
     late, world.verifiers.judged = world.verifiers.judged, []
-    world.turn(seconds=evaluation.EVALUATION_SECONDS + 1)
+    world.turn(seconds=evaluations.EVALUATION_SECONDS + 1)
     assert given_up.exception(0) is not None
     answer = world.worker.evaluate(request(1))
     world.turn()
@@ -85,7 +87,7 @@ def test_a_late_verdict_of_an_evaluation_that_was_given_up_counts_nowhere() -> N
     assert not answer.done()
     world.engine.finish("evaluation-2-0")
     world.turn(3)
-    assert answer.result(0).statuses[0] == SAMPLES
+    assert answer.result(0).statuses.tolist() == [[0] * SAMPLES]
 
 
 def test_whoever_waits_for_an_evaluation_hears_why_the_actor_stopped() -> None:

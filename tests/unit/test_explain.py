@@ -124,8 +124,8 @@ def test_ranks_are_said_where_there_are_several(quickstart: Path, monkeypatch: p
 
 
 def test_what_the_evaluation_will_tell_depends_on_its_samples(quickstart: Path) -> None:
-    assert "pass@1 and pass@8" in explain(load(quickstart, ["evaluation.samples=16"]))
-    assert "pass@8 needs 8 of them" in explain(load(quickstart, ["evaluation.samples=4"]))
+    assert "pass@k and maj@k, k = 1, 2, 4, 8, 16" in explain(load(quickstart, ["evaluation.samples=16"]))
+    assert "pass@k and maj@k, k = 1, 4" in explain(load(quickstart, ["evaluation.samples=6", "evaluation.k=[1, 4]"]))
 
 
 def test_an_engine_that_leaves_the_learner_no_memory_is_worth_knowing(repository: Path) -> None:

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from entrostat import sinks, summary
 from entrostat.directory import create
 from entrostat.report import draw_waiting, smooth, write_report
-from tests.made_rows import evaluation_row, metrics_row
+from tests.made_rows import evaluation_row, metrics_row, scored_row
 
 
 def test_a_page_holds_its_pictures_and_the_summary(tmp_path: Path) -> None:
     directory = create(tmp_path / "a", "[run]\n# <b>\n", keep_earlier=False)
     rows = [metrics_row(step) for step in range(1, 20)]
-    evaluations = [evaluation_row(0, 0.3), evaluation_row(19, 0.6)]
+    evaluations = [evaluation_row(0, 0.3), scored_row(10, 0.5), evaluation_row(19, 0.6)]
     sink = sinks.JsonLines(directory)
     for row in rows:
         sink.step(row)
@@ -27,9 +27,10 @@ def test_a_page_holds_its_pictures_and_the_summary(tmp_path: Path) -> None:
     told = summary.summarise(rows, evaluations, seconds=60.0, first_step_seconds=20.0, actor_restarts=0)
     summary.write(told, directory.summary)
     page = write_report(directory.path).read_text()
-    assert page.count("data:image/png;base64,") == 9
+    assert page.count("data:image/png;base64,") == 10
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "pass@1    0.300 → 0.600" in page
+    assert page.count("<small>") == 9  # pass@1, 2, 4, 8, maj@2, 4, 8, tokens, nats of the one with scores
     assert "&lt;b&gt;" in page
     assert (directory.report / "entropy.png").stat().st_size > 10_000
     assert msgspec.json.decode(directory.summary.read_bytes())["steps"] == 19
