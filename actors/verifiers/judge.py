@@ -9,7 +9,7 @@ from entrostat.protocol.errors import TaskError
 from entrostat.protocol.messages import Prompt, Verdict
 from entrostat.protocol.ports import Verifier
 from entrostat.protocol.task_settings import ReasoningGym, TaskSettings
-from entrostat.protocol.verifier_settings import AnyVerifier, GymScorer, Math
+from entrostat.protocol.verifier_settings import AnyVerifier, Code, GymScorer, Math
 
 DETAIL_CHARACTERS = 300
 
@@ -61,6 +61,10 @@ def _verifier(settings: AnyVerifier, task: TaskSettings) -> Verifier:
             from entrostat.actors.verifiers.math import MathVerifier
 
             return MathVerifier()
+        case Code():
+            from entrostat.actors.verifiers.code import CodeVerifier
+
+            return CodeVerifier(settings)
         case _:
             raise TaskError(f"no verifier {type(settings).__name__} yet")
 
