@@ -66,6 +66,10 @@ class CodeVerifier:
         )
         weakref.finalize(self, self._sandbox.close)
 
+    def close(self) -> None:
+        """Ends what was started; the next program starts it again."""
+        self._sandbox.close()
+
     def verify(self, prompt: Prompt, text: str) -> Verdict:
         """What the program in `text` is worth.
 

@@ -98,9 +98,9 @@ def _write_all(write: Callable[[int, bytes], int], line: bytes) -> None:
 
 def _open_streams() -> None:
     """UTF-8 whatever the machine's language; `exit` and `quit`, which programs use and `site` would bring."""
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0)), "utf-8", "replace")
-    sys.stdout = sys.__stdout__ = _writer(1)
-    sys.stderr = sys.__stderr__ = _writer(2)
+    reader = io.TextIOWrapper(io.BufferedReader(io.FileIO(0)), "utf-8", "replace")
+    for name, stream in (("stdin", reader), ("stdout", _writer(1)), ("stderr", _writer(2))):
+        vars(sys)[name] = vars(sys)[f"__{name}__"] = stream
     vars(builtins)["exit"] = vars(builtins)["quit"] = sys.exit
     sys.argv = ["program.py"]
 

@@ -10,6 +10,7 @@ Standard library only: `python -c` with nothing but this package's folder, see `
 import contextlib
 import ctypes
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -35,11 +36,12 @@ COMPLAINT_BYTES = 2000
 FILES = 100  # in its folder
 FILES_IN_FULL = 4  # times the largest file may be, all together
 PR_SET_CHILD_SUBREAPER = 36
-PRELOADED = (
-    "abc array ast asyncio base64 bisect calendar cmath collections copy csv dataclasses datetime decimal enum fractions "
-    "functools hashlib heapq io itertools json math numbers operator os pathlib pprint queue random re statistics string "
-    "struct textwrap threading time traceback types typing unicodedata unittest uuid zlib"
-).split()
+PRELOADED = """
+abc, array, ast, base64, bisect, calendar, cmath, collections, copy, csv, dataclasses, datetime,
+decimal, enum, fractions, functools, hashlib, heapq, io, itertools, json, math, numbers, operator,
+os, pathlib, pprint, queue, random, re, statistics, string, struct, textwrap, threading, time,
+traceback, types, typing, unicodedata, uuid, zlib
+"""
 DEVICES = [Path("/dev") / name for name in ("null", "zero", "full", "random", "urandom")]
 
 
@@ -74,11 +76,12 @@ class Nursery:
             resource.setrlimit(what, (hard, hard))
         self._work = Path(given["work"])
         self._limits = Limits(**given["limits"])
-        self._confinement = Confinement(landlock_abi=landlock.abi(), required=not given["unconfined"])
+        self._confinement = Confinement(landlock_abi=given["landlock_abi"], required=not given["unconfined"])
         sys.path = [*sys.path, *given["packages"]]
-        for name in [*PRELOADED, *given["preload"]]:
+        for name in [*PRELOADED.split(","), *given["preload"]]:
             with contextlib.suppress(ImportError):
-                importlib.import_module(name)
+                importlib.import_module(name.strip())
+        gc.freeze()  # a program's collector leaves alone, and does not copy, what was there before it
         self._rules = NO_RULES
         if self._confinement.landlock_abi:
             readable = [Path(path) for path in (*sys.path, *given["readable"])]

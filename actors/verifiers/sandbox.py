@@ -27,7 +27,10 @@ PROBE_SECONDS = 5.0
 THREADS = 64
 MIB = 1 << 20
 # The folder that this package lies in is the last on the path only until the nursery's own modules are imported.
-START = "import sys; sys.path.append({0!r}); from entrostat.actors.verifiers.nursery import main; sys.path.pop(); main({1!r})"
+START = (
+    "import sys; sys.path.append({0!r}); from entrostat.actors.verifiers.nursery import main; sys.path.pop(); "
+    "main({1!r})"
+)
 SHARED_LIBRARIES = (
     "/lib",
     "/lib64",
@@ -79,6 +82,7 @@ class Sandbox:
             "packages": _packages() if packages else [],
             "preload": ["numpy"] if packages else [],
             "readable": [*_libraries(), *(_packages() if packages else [])],
+            "landlock_abi": landlock.abi(),
             "unconfined": unconfined,
         }
         self._process: subprocess.Popen[bytes] | None = None

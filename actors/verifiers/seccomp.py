@@ -44,7 +44,7 @@ FILES = """
 """
 # by their arguments
 CONDITIONAL = """
-    kill 62 129, tkill 200 130, tgkill 234 131, clone 56 220, clone3 435 -, prctl 157 167, prlimit64 302 261,
+    kill 62 129, tkill 200 130, tgkill 234 131, clone 56 220, clone3 435 435, prctl 157 167, prlimit64 302 261,
     fcntl 72 25, ioctl 16 29, socketpair 53 199, sendto 44 206
 """
 
