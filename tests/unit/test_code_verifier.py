@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from entrostat.actors.verifiers import sandbox
+from entrostat.actors.verifiers import landlock, sandbox
 from entrostat.actors.verifiers.code import CodeVerifier, program_of
 from entrostat.actors.verifiers.sandbox import Confinable
 from entrostat.protocol.errors import TaskError
@@ -232,8 +231,8 @@ def test_a_hostile_program_gets_nothing_and_leaves_nothing(
 
 
 def test_a_program_sees_no_environment_and_none_of_our_modules(verifier: CodeVerifier) -> None:
-    code = "import os, sys\nours = [name for name in sys.modules if 'entrostat' in name]\n{}\nprint(dict(os.environ), ours)"
-    assert judged(verifier, {"inputs": [""], "outputs": ["{} []"]}, code.format("")).status == "correct"
+    code = "import os, sys\nprint(dict(os.environ), [name for name in sys.modules if 'entrostat' in name])"
+    assert judged(verifier, {"inputs": [""], "outputs": ["{} []"]}, code).status == "correct"
     assert "No module" in judged(verifier, FORTY_TWO, "import entrostat").detail
     assert "No module" in judged(verifier, FORTY_TWO, "import numpy").detail
 
@@ -300,7 +299,7 @@ def test_what_can_not_be_confined_is_refused_before_anything_runs(monkeypatch: p
 
 
 def test_without_landlock_programs_write_nothing_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox.landlock, "abi", lambda: 0)
+    monkeypatch.setattr(landlock, "abi", lambda: 0)
     verifier = CodeVerifier(Code(), tmp_path)
     assert judged(verifier, ADDS, "import csv\nprint(sum(map(int, input().split())))").status == "correct"
     (tmp_path / "there").write_text("x")
