@@ -210,7 +210,7 @@ class RolloutActor:
         stations = wire.decode(self._settings_frame, Stations)
         prompts = wire.decode(self._prompts_frame, PromptSet).prompts
         log_to(stations.directory, f"rollout-{self._slot}")
-        verifiers = VerifierPool(stations.verifier, (*stations.tasks, *stations.evaluation_tasks))
+        verifiers = VerifierPool(stations.verifier, (*stations.tasks, *stations.evaluation_tasks), self._exporter)
         engine: Engine | None = None
         try:
             began = time.monotonic()

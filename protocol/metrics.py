@@ -68,6 +68,26 @@ ROLLOUT_MISMATCH = _row(
     "rollout", "gauge", "rollout_mismatch_nats", "Largest probe difference between engine and learner, last update."
 )
 VERIFY_SECONDS = _row("rollout", "histogram", "verify_seconds", "Judging one response.", buckets=SECONDS)
+VERIFY_ALARMS = _row(
+    "rollout",
+    "counter",
+    "verify_alarms_total",
+    "Alarms: too many responses of a batch not judged on their content (failures), or long nothing but rewards of 0.",
+    labels=(("reason", ("failures", "zeros")),),
+)
+VERIFY_FAILURES = _row(
+    "rollout", "gauge", "verify_failure_ratio", "Share of the last batch that was not judged on its content."
+)
+VERIFY_ZEROS = _row(
+    "rollout", "gauge", "verify_zero_rewards", "Verdicts in a row with a reward of 0, as of the last batch."
+)
+VERIFY_REPLACED = _row(
+    "rollout",
+    "counter",
+    "verify_processes_replaced_total",
+    "Verifier processes that hung, crashed or grew too large and were replaced.",
+    labels=(("process", ("worker", "server")),),
+)
 
 # ── controller ───────────────────────────────────────────────────────────────────────────────────────────────────────
 LEASES_GRANTED = _row("controller", "counter", "leases_granted_total", "Leases granted.")

@@ -190,17 +190,18 @@ class FakeVerifiers:
 
 
 class FakeMeter:
-    """Keeps what was counted, under the metric's name and its labels."""
+    """Keeps what was counted and set, under the metric's name and its labels."""
 
     def __init__(self) -> None:
         self.counts: dict[tuple[str, ...], float] = {}
+        self.gauges: dict[tuple[str, ...], float] = {}
 
     def add(self, metric: Metric, amount: float = 1.0, **labels: str) -> None:
         key = (metric.name, *labels.values())
         self.counts[key] = self.counts.get(key, 0.0) + amount
 
     def set(self, metric: Metric, value: float, **labels: str) -> None:
-        pass
+        self.gauges[(metric.name, *labels.values())] = value
 
     def observe(self, metric: Metric, value: float, **labels: str) -> None:
         pass

@@ -81,7 +81,8 @@ PROGRAMS: tuple[Hostile, ...] = (
     Hostile("recursion", "def f(): return f()\nf()\nprint(42)", "RecursionError"),
     Hostile(
         "recursion without a limit",
-        "import sys\nsys.setrecursionlimit(10**9)\nclass A:\n def __repr__(self): return repr(self)\nrepr(A())\nprint(42)",
+        "import sys\nsys.setrecursionlimit(10**9)\nclass A:\n def __repr__(self): return repr(self)\n"
+        "repr(A())\nprint(42)",
     ),
     Hostile("another priority", "import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)\nprint(42)", DENIED),
     Hostile("another processor", "import os\nos.sched_setaffinity(os.getppid(), {0})\nprint(42)", DENIED),

@@ -9,8 +9,6 @@ top level, so neither `sys.exit(0)` nor a printed word passes. A program written
 import contextlib
 import json
 import math
-import shutil
-import tempfile
 import time
 import weakref
 from functools import lru_cache
@@ -45,7 +43,7 @@ class CodeVerifier:
 
         Args:
             settings: limits.
-            scratch: a private folder; without one, one is made and removed with the verifier.
+            scratch: a private folder; without one, the system's temporary one is used.
 
         Raises:
             TaskError: they can't, and the settings do not allow it.
@@ -53,9 +51,6 @@ class CodeVerifier:
         if not settings.unconfined:
             require_confinement()
         self._settings = settings
-        if scratch is None:
-            scratch = Path(tempfile.mkdtemp(prefix="entrostat-code-"))
-            weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
         self._sandbox = Sandbox(
             scratch,
             memory_mib=settings.memory_mib,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -9,7 +10,7 @@ from entrostat.protocol.errors import TaskError
 from entrostat.protocol.messages import Prompt, Verdict
 from entrostat.protocol.ports import Verifier
 from entrostat.protocol.task_settings import ReasoningGym, TaskSettings
-from entrostat.protocol.verifier_settings import AnyVerifier, Code, GymScorer, Math
+from entrostat.protocol.verifier_settings import AnyVerifier, Code, GymScorer, Math, Weighted
 
 DETAIL_CHARACTERS = 300
 
@@ -17,13 +18,22 @@ DETAIL_CHARACTERS = 300
 class Judge:
     """Picks the verifier by `Prompt.task`; a failure of it is a reward of 0 and the status `error`, with its reason."""
 
-    def __init__(self, tasks: Sequence[TaskSettings]) -> None:
+    def __init__(self, tasks: Sequence[TaskSettings], scratch: Path | None = None) -> None:
         """Makes one verifier per task and imports what they need.
+
+        Args:
+            tasks: a prompt's `task` counts through them.
+            scratch: a private, empty folder for verifiers that write files; it is removed with the process.
 
         Raises:
             TaskError: a task's library doesn't know it.
         """
-        self._verifiers = tuple(verifier_of(task) for task in tasks)
+        self._tasks = tuple(tasks)
+        self._verifiers = tuple(verifier_of(task, scratch) for task in tasks)
+
+    def within(self, scratch: Path) -> "Judge":
+        """The same judge with a scratch folder: made anew only where a verifier writes files."""
+        return Judge(self._tasks, scratch) if Code in kinds_of(self._tasks) else self
 
     def verify(self, prompt: Prompt, text: str) -> Verdict:
         """What `text` is worth, and how long it took to say so."""
@@ -40,16 +50,25 @@ class Judge:
             return failed(f"{type(error).__name__}: {error}")
 
 
-def verifier_of(task: TaskSettings) -> Verifier:
+def kinds_of(tasks: Sequence[TaskSettings]) -> set[type]:
+    """The kinds of verifiers that these tasks use, those inside weighted sums too."""
+    return {kind for task in tasks for kind in _kinds(task.verifier)}
+
+
+def _kinds(settings: AnyVerifier) -> set[type]:
+    return {type(part.verifier) for part in settings.parts} if isinstance(settings, Weighted) else {type(settings)}
+
+
+def verifier_of(task: TaskSettings, scratch: Path | None = None) -> Verifier:
     """The verifier of a task; imports its library only where it is used.
 
     Raises:
         TaskError: the task can't be judged that way.
     """
-    return _verifier(task.verifier, task)
+    return _verifier(task.verifier, task, scratch)
 
 
-def _verifier(settings: AnyVerifier, task: TaskSettings) -> Verifier:
+def _verifier(settings: AnyVerifier, task: TaskSettings, scratch: Path | None) -> Verifier:
     match settings:
         case GymScorer():
             from entrostat.actors.verifiers.reasoning_gym import ReasoningGymVerifier
@@ -64,7 +83,7 @@ def _verifier(settings: AnyVerifier, task: TaskSettings) -> Verifier:
         case Code():
             from entrostat.actors.verifiers.code import CodeVerifier
 
-            return CodeVerifier(settings)
+            return CodeVerifier(settings, scratch)
         case _:
             raise TaskError(f"no verifier {type(settings).__name__} yet")
 

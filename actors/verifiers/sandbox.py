@@ -69,7 +69,7 @@ class Sandbox:
     """One nursery and the folder its programs work in; started at the first program, and again when it was lost."""
 
     def __init__(
-        self, scratch: Path, *, memory_mib: int, file_mib: int, cpu_seconds: int, packages: bool, unconfined: bool
+        self, scratch: Path | None, *, memory_mib: int, file_mib: int, cpu_seconds: int, packages: bool, unconfined: bool
     ) -> None:
         self._scratch = scratch
         self._settings: dict[str, Any] = {

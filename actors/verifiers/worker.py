@@ -1,82 +1,89 @@
-"""A verifier process: `python -m entrostat.actors.verifiers.worker`, started by the pool and killed by it.
+"""A verifier process, forked by the fork server: it answers batches until its socket ends.
 
 It reads what a language model wrote: it runs with limits, without its parent's environment, and may die at any moment.
 """
 
-import ctypes
-import os
+import contextlib
 import resource
-import signal
-import sys
-from typing import BinaryIO, TypeVar
+import socket
+from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
-from entrostat.actors.verifiers.frames import LENGTH, Batch, Hello, Ready, pack
-from entrostat.actors.verifiers.judge import Judge
-from entrostat.protocol.errors import EntrostatError
+from entrostat.actors.verifiers.frames import LENGTH, Batch, Hello, Ready, Spent, pack
+from entrostat.actors.verifiers.judge import Judge, failed
+from entrostat.protocol.messages import Verdict
 
 OPEN_FILES = 64  # sympy imports parts of itself while it works
-PR_SET_PDEATHSIG = 1
+LARGEST_BYTES = 1 << 30  # a worker that was once so large goes after its verdict: Python seldom gives memory back
+LONGEST_ANSWER = 4096  # characters of `Verdict.answer`
+OUT_OF_MEMORY_SCORE = 800  # of 1,000: where the machine's memory ends, Linux takes a worker before an engine
 
-T = TypeVar("T")
 
-
-def main() -> int:
-    """Answers batches until the pipe ends."""
-    _die_with_parent()
-    source, sink = sys.stdin.buffer, os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a library that prints must not write into the replies
-    hello = _read(source, msgspec.msgpack.Decoder(Hello))
-    if hello is None:
-        return 0
-    try:
-        judge = Judge(hello.tasks)
-    except (EntrostatError, ImportError) as error:
-        os.write(sink, pack(Ready(failure=str(error))))
-        return 1
+def run(judge: Judge, hello: Hello, end: socket.socket, scratch: Path) -> None:
+    """Answers batches until the socket ends."""
     _limit(hello)
-    os.write(sink, pack(Ready()))
-    _serve(judge, source, sink, hello.cpu_seconds)
-    return 0
+    try:
+        here = judge.within(scratch)
+    except Exception as error:  # noqa: BLE001 — a user's function may raise anything: it becomes the reason in the log
+        end.sendall(pack(Ready(failure=f"{type(error).__name__}: {error}"[:1000])))
+        return
+    end.sendall(pack(Ready()))
+    with end.makefile("rb") as source:
+        _serve(here, source, end, hello.cpu_seconds)
 
 
-def _serve(judge: Judge, source: BinaryIO, sink: int, cpu_seconds: int) -> None:
+def _serve(judge: Judge, source: BinaryIO, end: socket.socket, cpu_seconds: int) -> None:
     decoder = msgspec.msgpack.Decoder(Batch)
     while (batch := _read(source, decoder)) is not None:
         for item in batch:
             _allow_cpu(cpu_seconds)
-            os.write(sink, pack(judge.verify(item.prompt, item.text)))
+            end.sendall(_packed(judge.verify(item.prompt, item.text)))
+            if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 > LARGEST_BYTES:
+                end.sendall(pack(Spent()))
+                return
 
 
-def _read(source: BinaryIO, decoder: msgspec.msgpack.Decoder[T]) -> T | None:
-    """The next frame; None at the end of the pipe."""
+def _packed(verdict: Verdict) -> bytes:
+    try:
+        return pack(msgspec.structs.replace(verdict, answer=verdict.answer[:LONGEST_ANSWER]))
+    except UnicodeEncodeError:
+        return pack(failed("the verifier's verdict holds half a surrogate pair, which can't be sent"))
+
+
+def _read(source: BinaryIO, decoder: msgspec.msgpack.Decoder[Batch]) -> Batch | None:
+    """The next batch; None at the end of the socket."""
     header = source.read(LENGTH.size)
     if len(header) < LENGTH.size:
         return None
     (length,) = LENGTH.unpack(header)
-    return decoder.decode(source.read(length))
-
-
-def _die_with_parent() -> None:
-    """Asks Linux for SIGKILL when the thread that started this process ends: a hung verifier outlives nobody."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    body = source.read(length)
+    return decoder.decode(body) if len(body) == length else None
 
 
 def _limit(hello: Hello) -> None:
-    """Bounds memory and open files; forbids writing to files and core dumps."""
-    resource.setrlimit(resource.RLIMIT_AS, (hello.memory_bytes, hello.memory_bytes))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    """Bounds memory and open files; forbids writing to files and core dumps.
+
+    Where a verifier has children, those may raise the soft limits on files to their own.
+    """
+    with contextlib.suppress(OSError):  # some sandboxes have no such file
+        Path("/proc/self/oom_score_adj").write_text(str(OUT_OF_MEMORY_SCORE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _bound(resource.RLIMIT_AS, hello.memory_bytes, hard=not hello.loose)
+    _bound(resource.RLIMIT_NOFILE, OPEN_FILES, hard=not hello.loose)
+    _bound(resource.RLIMIT_FSIZE, 0, hard=not hello.loose)
+
+
+def _bound(what: int, limit: int, *, hard: bool) -> None:
+    most = resource.getrlimit(what)[1]
+    soft = limit if most == resource.RLIM_INFINITY else min(limit, most)
+    resource.setrlimit(what, (soft, soft if hard else most))
 
 
 def _allow_cpu(seconds: int) -> None:
     """Lets the process use so much more processor time, then SIGXCPU: the deadline's second line of defence."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     limit = int(usage.ru_utime + usage.ru_stime) + seconds + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))

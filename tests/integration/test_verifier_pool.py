@@ -1,5 +1,5 @@
-import contextlib
-import logging
+"""The pool with the real verifiers: what it gives back, and what hostile answers cost."""
+
 import os
 import signal
 import time
@@ -11,11 +11,11 @@ import pytest
 
 from entrostat.actors.tasks.load import load_prompts
 from entrostat.actors.verifiers.pool import VerifierPool
-from entrostat.actors.verifiers.tally import BATCH, StatusTally
 from entrostat.protocol.errors import StationLost
 from entrostat.protocol.messages import Prompt, Verdict
 from entrostat.protocol.settings import VerifierSettings
 from entrostat.protocol.task_settings import Jsonl, ReasoningGym, TaskSettings
+from tests.verifier_processes import judged, soon, workers
 
 SUMS = ReasoningGym(dataset="chain_sum", size=32)
 TASKS: tuple[TaskSettings, ...] = (SUMS, Jsonl(path="not read by a verifier"))
@@ -25,29 +25,7 @@ HANGS = "\\boxed{9^{9^{9^{9}}}}"  # sympy really tries
 RIGHT = "\\boxed{2}"
 
 
-def judged(pool: VerifierPool, items: list[tuple[Prompt, str]], seconds: float = 30.0) -> dict[object, Verdict]:
-    """Verdicts by the items' positions."""
-    for number, (prompt, text) in enumerate(items):
-        pool.submit(number, prompt, text)
-    verdicts: dict[object, Verdict] = {}
-    end = time.monotonic() + seconds
-    while pool.pending and time.monotonic() < end:
-        pool.wait(0.5)
-        verdicts |= dict(pool.collect())
-    return verdicts
-
-
-def workers() -> list[psutil.Process]:
-    """The living worker processes below this one; other tests' children may be dead and not waited for."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "verifiers.worker" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
     made = VerifierPool(VerifierSettings(processes=1, deadline_seconds=0.5), TASKS)
     yield made
@@ -55,36 +33,29 @@ def pool() -> Iterator[VerifierPool]:
 
 
 def test_each_verdict_comes_back_with_its_ticket(pool: VerifierPool) -> None:
+    statuses, replaced = pool.statuses, pool.replaced
     items = [(SUM, f"<answer>{SUM.answer if number % 3 else 'no'}</answer>") for number in range(100)]
     verdicts = judged(pool, items)
     assert {number: verdict.status for number, verdict in verdicts.items()} == {
         number: "correct" if number % 3 else "wrong" for number in range(100)
     }
-    assert pool.statuses == Counter(correct=66, wrong=34)
-    assert pool.replaced == 0
-
-
-def test_submitting_and_collecting_never_wait_for_a_hanging_verifier(pool: VerifierPool) -> None:
-    judged(pool, [(TWO, RIGHT)])
-    start = time.monotonic()
-    for number in range(1000):
-        pool.submit(number, TWO, HANGS)
-    assert pool.collect() == []
-    assert pool.pending == 1000
-    assert time.monotonic() - start < 0.4
+    assert pool.statuses - statuses == Counter(correct=66, wrong=34)
+    assert pool.replaced == replaced
 
 
 def test_a_hanging_item_costs_itself_alone(pool: VerifierPool) -> None:
+    replaced = pool.replaced
     verdicts = judged(pool, [(TWO, RIGHT), (TWO, HANGS), (TWO, RIGHT), (TWO, HANGS), (TWO, RIGHT)])
     assert [verdicts[number].status for number in range(5)] == ["correct", "timeout", "correct", "timeout", "correct"]
     assert verdicts[1].reward == 0
     assert "0.5 s (deadline_seconds)" in verdicts[1].detail
-    assert pool.replaced == 2
-    assert len(workers()) <= 1  # those that hung are gone
+    assert pool.replaced == replaced + 2
+    assert soon(lambda: len(workers()) <= 1)  # those that hung are gone, and no zombie is left of them
 
 
 def test_a_killed_process_costs_the_item_it_was_judging_alone(pool: VerifierPool) -> None:
     judged(pool, [(TWO, RIGHT)])
+    assert soon(lambda: len(workers()) == 1)
     [worker] = workers()
     pool.submit("killed", TWO, HANGS)
     for number in range(4):
@@ -101,28 +72,11 @@ def test_a_killed_process_costs_the_item_it_was_judging_alone(pool: VerifierPool
 
 def test_a_process_killed_while_idle_costs_nothing(pool: VerifierPool) -> None:
     judged(pool, [(SUM, "")])
-    [worker] = workers()
-    worker.kill()
+    for worker in workers():
+        worker.kill()
     time.sleep(0.2)
     verdicts = judged(pool, [(TWO, RIGHT)] * 5)
     assert [verdict.status for verdict in verdicts.values()] == ["correct"] * 5
-
-
-def test_a_worker_has_limits_and_none_of_the_parents_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "secret")
-    pool = VerifierPool(VerifierSettings(), TASKS)
-    judged(pool, [(SUM, "")])
-    [worker] = workers()
-    environment = worker.environ()
-    limits = {name: worker.rlimit(getattr(psutil, f"RLIMIT_{name}")) for name in ("AS", "FSIZE", "NOFILE", "CPU")}
-    group = os.getpgid(worker.pid)
-    pool.close()
-    assert "WANDB_API_KEY" not in environment
-    assert limits["FSIZE"] == (0, 0)
-    assert limits["AS"][0] <= 4 << 30
-    assert limits["NOFILE"][0] <= 64
-    assert 0 < limits["CPU"][0] < 60
-    assert group == worker.pid
 
 
 def test_a_huge_number_does_not_take_the_machines_memory_along(pool: VerifierPool) -> None:
@@ -136,6 +90,30 @@ def test_half_a_surrogate_pair_is_judged_like_any_text(pool: VerifierPool) -> No
     assert verdicts[0].status == "correct"
 
 
+def test_a_response_longer_than_any_policy_writes_is_not_read(pool: VerifierPool) -> None:
+    verdicts = judged(pool, [(TWO, "1" * (1 << 20) + RIGHT), (TWO, RIGHT)])
+    assert (verdicts[0].status, verdicts[1].status) == ("unparsable", "correct")
+    assert "at most 1048576 are read" in verdicts[0].detail
+
+
+def test_a_worker_has_limits_and_none_of_the_parents_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    pool = VerifierPool(VerifierSettings(), [SUMS])
+    judged(pool, [(SUM, "")])
+    worker = next(one for one in workers() if "WANDB_API_KEY" not in one.environ())
+    limits = {name: worker.rlimit(getattr(psutil, f"RLIMIT_{name}")) for name in ("AS", "FSIZE", "NOFILE", "CPU")}
+    group = os.getpgid(worker.pid)
+    below = workers()
+    secrets = [one for one in below if "WANDB_API_KEY" in one.environ()]
+    pool.close()
+    assert not secrets
+    assert limits["FSIZE"] == (0, 0)
+    assert limits["AS"][0] <= 4 << 30
+    assert limits["NOFILE"][0] <= 64
+    assert 0 < limits["CPU"][0] < 60
+    assert group == worker.pid
+
+
 def test_a_pool_whose_processes_cannot_start_says_why_and_waits_for_nobody() -> None:
     pool = VerifierPool(VerifierSettings(), [ReasoningGym(dataset="chain_sums", size=1)])
     try:
@@ -143,41 +121,3 @@ def test_a_pool_whose_processes_cannot_start_says_why_and_waits_for_nobody() -> 
             judged(pool, [(SUM, "")])
     finally:
         pool.close()
-
-
-def test_closing_ends_every_process_at_once_even_a_hanging_one() -> None:
-    pool = VerifierPool(VerifierSettings(processes=2, deadline_seconds=30), TASKS)
-    judged(pool, [(SUM, "")])
-    pool.submit("hangs", TWO, HANGS)
-    time.sleep(0.3)
-    start = time.monotonic()
-    pool.close()
-    pool.close()
-    assert time.monotonic() - start < 3
-    assert workers() == []
-    with pytest.raises(StationLost, match="closed"):
-        pool.submit(0, SUM, "")
-
-
-# ── the tally ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def observe(tally: StatusTally, failures: int) -> None:
-    for number in range(BATCH):
-        failed = number < failures
-        tally.observe(
-            Verdict(
-                reward=0.0, status="unparsable" if failed else "wrong", seconds=0.0, detail="no tags" if failed else ""
-            )
-        )
-
-
-def test_a_batch_with_too_many_failures_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    tally = StatusTally(alarm_share=0.5)
-    with caplog.at_level(logging.WARNING):
-        observe(tally, BATCH // 2)
-        assert caplog.text == ""
-        observe(tally, BATCH // 2 + 1)
-    assert f"verifier alarm: {BATCH // 2 + 1} of the last {BATCH} responses" in caplog.text
-    assert "no tags" in caplog.text
-    assert tally.counts == Counter(unparsable=BATCH + 1, wrong=BATCH - 1)
