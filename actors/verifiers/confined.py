@@ -3,6 +3,7 @@
 Standard library only: neither this project's code nor any other library is within the program's reach.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -26,54 +27,54 @@ class Limits(NamedTuple):
     memory_bytes: int
     file_bytes: int  # of one file
     cpu_seconds: int
-    threads: int
+    threads: int  # with those of the user's other processes; root is exempt, so the nursery counts too
 
 
-class Confinement(NamedTuple):
-    """What this kernel can confine a program by, and whether it must."""
+def give_up_powers() -> None:
+    """What the nursery does for itself and all programs: no capabilities, none to be had, and first to be killed.
 
-    landlock_abi: int  # 0: none
-    required: bool  # a program whose system calls can't be filtered is not run
+    Raises:
+        OSError: one of it was refused.
+    """
+    with contextlib.suppress(OSError):  # some sandboxes have no such file
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where the machine's memory ends
+    libc = ctypes.CDLL(None, use_errno=True)
+    _drop_capabilities(libc)
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "PR_SET_NO_NEW_PRIVS was refused")
 
 
-def confine(limits: Limits, confinement: Confinement, rules: int, parent: int) -> None:
+def confine(limits: Limits, calls: seccomp.Filter | None, rules: int, parent: int) -> None:
     """Binds this process for ever; everything untrusted comes after.
 
     Args:
         limits: as far as the kernel counts them.
-        confinement: what is to be used.
+        calls: the filter of system calls; None where the kernel has none and programs may run all the same.
         rules: Landlock's, as a file descriptor, which is closed; or NO_RULES.
         parent: it dies with this process.
 
     Raises:
-        OSError: something is required and was refused.
+        OSError: something was refused.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
-    _expect_to_be_killed_first()
     _limit(limits)
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    _drop_capabilities(libc)
-    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "PR_SET_NO_NEW_PRIVS was refused")
     if rules != NO_RULES:
         landlock.restrict(rules)
         os.close(rules)
-    try:
-        seccomp.load(os.getpid(), writing=confinement.landlock_abi >= landlock.WRITES_FROM or not confinement.required)
-    except OSError:
-        if confinement.required:
-            raise
+    if calls is not None:
+        calls.load(os.getpid())
 
 
-def _expect_to_be_killed_first() -> None:
-    """Where the machine's memory ends, Linux takes this process before any other."""
+def threads_now() -> int:
+    """All threads of the machine, of which the limit counts this user's."""
     try:
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    except OSError:
-        return  # some sandboxes have no such file
+        return int(Path("/proc/loadavg").read_text().split()[3].split("/")[1])
+    except (OSError, IndexError, ValueError):
+        return 1 << 15
 
 
 def _limit(limits: Limits) -> None:
@@ -85,19 +86,11 @@ def _limit(limits: Limits) -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
-        (resource.RLIMIT_NPROC, _threads_now() + limits.threads),  # root is exempt: the nursery counts too
+        (resource.RLIMIT_NPROC, limits.threads),
     ):
         hard = resource.getrlimit(what)[1]
         bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (bound, bound))
-
-
-def _threads_now() -> int:
-    """All threads of the machine, which the limit counts this user's part of."""
-    try:
-        return int(Path("/proc/loadavg").read_text().split()[3].split("/")[1])
-    except (OSError, IndexError, ValueError):
-        return 1 << 15
 
 
 def _drop_capabilities(libc: ctypes.CDLL) -> None:

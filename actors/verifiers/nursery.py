@@ -24,8 +24,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from entrostat.actors.verifiers import harness, landlock
-from entrostat.actors.verifiers.confined import NO_RULES, PR_SET_PDEATHSIG, Confinement, Limits, confine
+from entrostat.actors.verifiers import harness, landlock, seccomp
+from entrostat.actors.verifiers.confined import (
+    NO_RULES,
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
+    Limits,
+    confine,
+    give_up_powers,
+    threads_now,
+)
 
 LENGTHS = struct.Struct("<III")
 CANT_CONFINE = 70  # exit code of a program's process that refused to run it
@@ -51,8 +59,12 @@ def main(settings: str) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != given["parent"]:
         return
-    nursery = Nursery(given)
-    _write(1, _frame({"ready": True}, b"", b""))
+    try:
+        nursery = Nursery(given)
+    except OSError as error:
+        _write(1, _frame({"failure": str(error)}, b"", b""))
+        return
+    _write(1, _frame({"failure": ""}, b"", b""))
     while (job := _read_job()) is not None:
         header, payload, given_input = job
         _write(1, nursery.run(header, payload, given_input))
@@ -76,26 +88,40 @@ class Nursery:
             resource.setrlimit(what, (hard, hard))
         self._work = Path(given["work"])
         self._limits = Limits(**given["limits"])
-        self._confinement = Confinement(landlock_abi=given["landlock_abi"], required=not given["unconfined"])
+        landlock_abi = given["landlock_abi"]
+        self._calls = self._filter(landlock_abi, required=not given["unconfined"])
         sys.path = [*sys.path, *given["packages"]]
         for name in [*PRELOADED.split(","), *given["preload"]]:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name.strip())
         gc.freeze()  # a program's collector leaves alone, and does not copy, what was there before it
         self._rules = NO_RULES
-        if self._confinement.landlock_abi:
+        if landlock_abi:
             readable = [Path(path) for path in (*sys.path, *given["readable"])]
-            self._rules = landlock.make(self._confinement.landlock_abi, readable, DEVICES, self._work)
+            self._rules = landlock.make(landlock_abi, readable, DEVICES, self._work)
         make_quiet()
+        give_up_powers()
+
+    @staticmethod
+    def _filter(landlock_abi: int, *, required: bool) -> seccomp.Filter | None:
+        """What programs' system calls go through; None where there is none, and none is required."""
+        try:
+            made = seccomp.Filter(writing=landlock_abi >= landlock.WRITES_FROM or not required)
+        except OSError:
+            if required:
+                raise
+            return None
+        return made if required or _is_accepted(made) else None
 
     def run(self, header: dict[str, Any], payload: bytes, given: bytes) -> bytes:
         """One program from its start to its end, as a reply."""
         stdin = _sealed(given)
         pipes = [os.pipe() for _ in range(4)]  # output, complaints, replies, secret
         me = os.getpid()
+        limits = self._limits._replace(threads=self._limits.threads + threads_now())
         pid = os.fork()
         if pid == 0:
-            self._become(payload, stdin, pipes, me)
+            self._become(payload, stdin, pipes, limits, me)
         os.close(stdin)
         for end in (pipes[0][1], pipes[1][1], pipes[2][1], pipes[3][0]):
             os.close(end)
@@ -108,7 +134,7 @@ class Nursery:
                 os.close(end)
         return _frame({**ended, "emptied": _empty(self._work)}, bytes(watch.said[0]), bytes(watch.said[2]))
 
-    def _become(self, payload: bytes, stdin: int, pipes: list[tuple[int, int]], parent: int) -> None:
+    def _become(self, payload: bytes, stdin: int, pipes: list[tuple[int, int]], limits: Limits, parent: int) -> None:
         """In the new process: only the program's own descriptors, then the limits, then the program."""
         try:
             sources = [stdin, pipes[0][1], pipes[1][1], pipes[2][1], pipes[3][0]]
@@ -120,7 +146,7 @@ class Nursery:
                 os.dup2(rules, rules := len(high))
             os.closerange(len(high) + (rules != NO_RULES), 1 << 10)
             os.chdir(self._work)
-            confine(self._limits, self._confinement, rules, parent)
+            confine(limits, self._calls, rules, parent)
         except BaseException as error:  # noqa: BLE001 — said to the verifier, then over: nothing of the parent runs on
             os.write(2, f"{type(error).__name__}: {error}".encode())
             os._exit(CANT_CONFINE)
@@ -195,6 +221,19 @@ class _Watch:
         if _threads(self._pid) > limits.threads:
             return "threads"
         return _too_much_in(work, limits.file_bytes)
+
+
+def _is_accepted(calls: seccomp.Filter) -> bool:
+    """Whether this kernel takes the filter: tried by a process that does nothing else."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            calls.load(os.getpid())
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _too_much_in(work: Path, file_bytes: int) -> str:

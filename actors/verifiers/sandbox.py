@@ -69,7 +69,14 @@ class Sandbox:
     """One nursery and the folder its programs work in; started at the first program, and again when it was lost."""
 
     def __init__(
-        self, scratch: Path | None, *, memory_mib: int, file_mib: int, cpu_seconds: int, packages: bool, unconfined: bool
+        self,
+        scratch: Path | None,
+        *,
+        memory_mib: int,
+        file_mib: int,
+        cpu_seconds: int,
+        packages: bool,
+        unconfined: bool,
     ) -> None:
         self._scratch = scratch
         self._settings: dict[str, Any] = {
@@ -144,7 +151,9 @@ class Sandbox:
             bufsize=0,
         )
         try:
-            self._exchange(self._process, b"", START_SECONDS)
+            head, _, _ = self._exchange(self._process, b"", START_SECONDS)
+            if head["failure"]:
+                raise SandboxLost(head["failure"])
         except SandboxLost:
             self.close()
             raise
@@ -169,13 +178,9 @@ class Sandbox:
         return json.loads(head), first, second
 
 
+@lru_cache(maxsize=1)
 def confinable() -> Confinable:
     """Tries it once: a process that confines itself and does nothing else."""
-    return _confinable()
-
-
-@lru_cache(maxsize=1)
-def _confinable() -> Confinable:
     failure = "Linux is needed" if sys.platform != "linux" else ""
     if not failure:
         with tempfile.TemporaryDirectory(prefix="entrostat-probe-") as folder:

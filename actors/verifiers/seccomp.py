@@ -68,6 +68,8 @@ IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # is it a terminal, by
 AF_UNIX, SOCK_STREAM, SOCK_FLAGS = 1, 1, os.O_NONBLOCK | os.O_CLOEXEC
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 
+PLACE_OF_PID = 0xFEEDF00D  # no number, flag or command of the filter's own
+INSTRUCTION = struct.Struct("=HBBI")
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
 
 
@@ -100,21 +102,36 @@ def program(machine: str, pid: int, writing: bool) -> list[Instruction]:
     return [*found, _end(DENY)]
 
 
-def load(pid: int, writing: bool) -> None:
-    """Puts this thread, and those it starts, under the filter for ever; `PR_SET_NO_NEW_PRIVS` must be set.
+class Filter:
+    """A filter made beforehand, into which a process has but to write its number: what a fork does should be little."""
 
-    Raises:
-        OSError: this kernel or architecture has no such filters, or something forbids them.
-    """
-    machine = platform.machine()
-    if machine not in ARCHITECTURES:
-        raise OSError(errno.ENOSYS, f"no list of system calls for {machine}; expected x86_64 or aarch64")
-    instructions = program(machine, pid, writing)
-    code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *each) for each in instructions))
-    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(instructions), ctypes.addressof(code)))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_void_p(ctypes.addressof(header)), 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    def __init__(self, writing: bool) -> None:
+        """Makes it for this architecture.
+
+        Raises:
+            OSError: none is known for it.
+        """
+        machine = platform.machine()
+        if machine not in ARCHITECTURES:
+            raise OSError(errno.ENOSYS, f"no list of system calls for {machine}; expected x86_64 or aarch64")
+        instructions = program(machine, PLACE_OF_PID, writing)
+        self._places = [number for number, each in enumerate(instructions) if each[3] == PLACE_OF_PID]
+        self._code = ctypes.create_string_buffer(b"".join(INSTRUCTION.pack(*each) for each in instructions))
+        fields = struct.pack("HxxxxxxP", len(instructions), ctypes.addressof(self._code))
+        self._header = ctypes.create_string_buffer(fields)
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    def load(self, pid: int) -> None:
+        """Puts this thread, and those it starts, under it for ever; `PR_SET_NO_NEW_PRIVS` must be set.
+
+        Raises:
+            OSError: this kernel has no such filters, or something forbids them.
+        """
+        for place in self._places:
+            struct.pack_into("=I", self._code, place * INSTRUCTION.size + INSTRUCTION.size - 4, pid)
+        header = ctypes.c_void_p(ctypes.addressof(self._header))
+        if self._libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, header, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), f"seccomp: {os.strerror(ctypes.get_errno())}")
 
 
 def _load(offset: int) -> Instruction:

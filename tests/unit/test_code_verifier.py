@@ -10,13 +10,12 @@ import pytest
 
 from entrostat.actors.verifiers import landlock, sandbox
 from entrostat.actors.verifiers.code import CodeVerifier, program_of
-from entrostat.actors.verifiers.sandbox import Confinable
 from entrostat.protocol.errors import TaskError
 from entrostat.protocol.messages import Prompt, Verdict
 from entrostat.protocol.verifier_settings import Code
 from tests.hostile_programs import PROGRAMS, Hostile
 
-SECONDS = 0.6
+SECONDS = 0.8
 ADDS = {"inputs": ["1 2\n", "3 4"], "outputs": ["3\n", "7"]}
 FORTY_TWO = {"inputs": [""], "outputs": ["42"]}
 CALLS = {"fn_name": "f", "inputs": [[1, 2], [3, 4]], "outputs": [3, 7]}
@@ -40,7 +39,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def verifier(scratch: Path) -> Iterator[CodeVerifier]:
-    made = CodeVerifier(Code(test_seconds=SECONDS, file_mib=1, memory_mib=256), scratch)
+    made = CodeVerifier(Code(test_seconds=SECONDS, file_mib=1, memory_mib=128), scratch)
     yield made
     made.close()
 
@@ -288,13 +287,27 @@ judged(verifier, FORTY_TWO, "open('here', 'w').close()\\nwhile True: pass")
     assert alive == []
 
 
-def test_what_can_not_be_confined_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "confinable", lambda: Confinable(failure="no filters", landlock_abi=0))
-    with pytest.raises(TaskError, match=r"no filters.*unconfined = true") as caught:
-        CodeVerifier(Code())
+@pytest.fixture
+def no_filters(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A kernel that takes no filter: in the nursery the option's number is one that no kernel knows."""
+    fake = "from entrostat.actors.verifiers import seccomp; seccomp.PR_SET_SECCOMP = 9999; sys.path.pop()"
+    monkeypatch.setattr(sandbox, "START", sandbox.START.replace("sys.path.pop()", fake))
+    sandbox.confinable.cache_clear()
+    yield
+    sandbox.confinable.cache_clear()
+
+
+def test_what_can_not_be_confined_is_refused_before_anything_runs(no_filters: None, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"seccomp: Invalid argument.*unconfined = true") as caught:
+        CodeVerifier(Code(), tmp_path)
     assert caught.value.exit_code == 2
-    allowed = CodeVerifier(Code(unconfined=True))
+    assert list(tmp_path.iterdir()) == []
+    allowed = CodeVerifier(Code(unconfined=True), tmp_path)
     assert judged(allowed, FORTY_TWO, "print(42)").status == "correct"
+    survivor = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(60)\nprint(42)"
+    assert judged(allowed, FORTY_TWO, survivor).reward <= 1
+    [nursery] = [each for each in psutil.Process().children() if str(tmp_path) in " ".join(each.cmdline())]
+    assert nursery.children() == []
     allowed.close()
 
 
