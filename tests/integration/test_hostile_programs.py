@@ -43,7 +43,7 @@ def test_every_hostile_program_is_answered_and_costs_no_worker(tmp_path: Path, m
         verdicts = judged(pool, [*items, *[right] * 10], seconds=60)
         nurseries = below(workers())
         assert 1 <= len(nurseries) <= 3
-        assert below(nurseries) == []
+        assert soon(lambda: not below(nurseries))  # what was handed to a second worker too is still judged by the first
     finally:
         pool.close()
     for number, each in enumerate(PROGRAMS):  # where the machine is busy, any may run out of time
