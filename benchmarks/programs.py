@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from entrostat.actors.verifiers.code import CodeVerifier
 from entrostat.protocol.messages import Prompt
@@ -31,7 +32,7 @@ def main() -> None:
         prompt = Prompt(id=0, name=name, level="", task=0, text="", answer=json.dumps(tests), entry="")
         if verifier.verify(prompt, program).status != "correct":
             raise RuntimeError(f"{name}: the program is right, and was not judged so")
-        _show(name, lambda prompt=prompt, program=program: verifier.verify(prompt, program))
+        _show(name, partial(verifier.verify, prompt, program))
     verifier.close()
 
 

@@ -87,9 +87,9 @@ def same_value(found: Any, expected: Any, tolerance: float) -> bool:
         return found.keys() == expected.keys() and all(
             same_value(found[key], expected[key], tolerance) for key in found
         )
-    numbers = isinstance(found, int | float) and isinstance(expected, int | float)
-    if numbers and (isinstance(found, float) or isinstance(expected, float)):
-        return _close(found, expected, tolerance)
+    if isinstance(found, int | float) and isinstance(expected, int | float):
+        exact = isinstance(found, int) and isinstance(expected, int)
+        return found == expected if exact else _close(found, expected, tolerance)
     return bool(found == expected)
 
 

@@ -100,8 +100,10 @@ def _open_streams() -> None:
     """UTF-8 whatever the machine's language; `exit` and `quit`, which programs use and `site` would bring."""
     reader = io.TextIOWrapper(io.BufferedReader(io.FileIO(0)), "utf-8", "replace")
     for name, stream in (("stdin", reader), ("stdout", _writer(1)), ("stderr", _writer(2))):
-        vars(sys)[name] = vars(sys)[f"__{name}__"] = stream
-    vars(builtins)["exit"] = vars(builtins)["quit"] = sys.exit
+        for each in (name, f"__{name}__"):
+            setattr(sys, each, stream)
+    for name in ("exit", "quit"):
+        setattr(builtins, name, sys.exit)
     sys.argv = ["program.py"]
 
 
