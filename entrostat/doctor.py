@@ -16,6 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from entrostat.actors.verifiers.landlock import WRITES_FROM
+from entrostat.actors.verifiers.sandbox import Confinable, confinable
+
 GIB = 1 << 30
 ANSWER_SECONDS = 120.0
 PYTHON = ((3, 11), (3, 13))  # at least, below
@@ -81,6 +84,7 @@ def run_checks() -> list[Check]:
         check_ray_authentication(os.environ),
         check_ray_address(os.environ),
         check_loopback(),
+        check_confinement(confinable()),
     ]
 
 
@@ -218,6 +222,20 @@ def check_loopback() -> Check:
         advice = "metrics and Ray need the loopback interface: is it up, and may processes listen?"
         return Check(name="ports", status="wrong", found=f"127.0.0.1 can't be listened on: {error}", advice=advice)
     return Check(name="ports", status="right", found=f"127.0.0.1 can be listened on (tried {port})")
+
+
+def check_confinement(found: Confinable) -> Check:
+    """Whether programs that a model wrote can be confined, as the code verifier asks."""
+    name = "code verifier"
+    if found.failure:
+        advice = "needed by verifiers of kind code alone: Linux, and a container's seccomp profile that allows prctl"
+        return Check(name=name, status="note", found=f"programs can't be confined: {found.failure}", advice=advice)
+    calls = "programs are confined: seccomp"
+    if found.landlock_abi < WRITES_FROM:
+        landlock = f"Landlock {found.landlock_abi}" if found.landlock_abi else "no Landlock"
+        advice = f"programs can write no file; without any Landlock they read all files. Linux 6.2 has {WRITES_FROM}"
+        return Check(name=name, status="note", found=f"{calls}, {landlock}", advice=advice)
+    return Check(name=name, status="right", found=f"{calls}, Landlock {found.landlock_abi}")
 
 
 # ── looking ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -135,6 +135,7 @@ def prepare(config: RunConfig, directory: Path) -> tuple[RunConfig, PromptSet, i
     config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(model)))
     preflight.check_space(model, directory, config.checkpoint.keep, weights=config.learner.weights)
     preflight.check_port(config.monitor.host, config.monitor.port)
+    preflight.check_verifiers((*config.tasks, *config.evaluation.tasks))
     prompts, training = read_prompts(config, model)
     if training < config.batch.prompts:
         raise ConfigError(

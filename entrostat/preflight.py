@@ -3,13 +3,17 @@
 import json
 import shutil
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
+from entrostat.actors.verifiers.sandbox import require_confinement
 from entrostat.config import RunConfig
 from entrostat.parameters import adapter_count, parameter_count
 from entrostat.protocol.errors import ModelError, ResourceError
 from entrostat.protocol.learner_settings import AllWeights, Lora, TrainedWeights
 from entrostat.protocol.settings import VllmSettings
+from entrostat.protocol.task_settings import TaskSettings
+from entrostat.protocol.verifier_settings import Code, Weighted
 
 SHARED_MEMORY = Path("/dev/shm")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
@@ -163,3 +167,16 @@ def _check_tokenizer(folder: Path, *, trust_remote_code: bool) -> None:
 
 def _mib(count: int) -> str:
     return f"{count / (1 << 20):,.0f} MiB"
+
+
+def check_verifiers(tasks: Sequence[TaskSettings]) -> None:
+    """Sees that programs can be confined here, where a task judges any; on a cluster each actor sees for itself too.
+
+    Raises:
+        TaskError: they can't, and the task does not allow it.
+    """
+    for task in tasks:
+        settings = task.verifier
+        parts = [part.verifier for part in settings.parts] if isinstance(settings, Weighted) else [settings]
+        if any(isinstance(part, Code) and not part.unconfined for part in parts):
+            require_confinement()

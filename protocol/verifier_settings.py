@@ -38,9 +38,12 @@ class Code(Settings, frozen=True, kw_only=True, tag_field="kind", tag="code"):
     """A Python program, run against tests in a process of its own, without network and with limits."""
 
     test_seconds: Seconds = 4.0  # for one test, by the wall clock
+    total_seconds: Seconds = 8.0  # for all tests of a response; keep it below the verifiers' deadline_seconds
     memory_mib: Count = 512
     file_mib: Count = 8  # that one file in its temporary folder may grow to
     partial: bool = False  # the reward is the share of tests passed; without, all must pass
+    tolerance: NonNegative = 1e-6  # of decimals in what is printed or returned, relative and, near 0, absolute
+    packages: bool = False  # programs may import what is installed beside Entrostat, as numpy; slower to start
     unconfined: bool = False  # run also where the kernel can't confine it
 
 

@@ -68,7 +68,7 @@ def verifier_of(task: TaskSettings, scratch: Path | None = None) -> Verifier:
     return _verifier(task.verifier, task, scratch)
 
 
-def _verifier(settings: AnyVerifier, task: TaskSettings, scratch: Path | None) -> Verifier:  # noqa: ARG001
+def _verifier(settings: AnyVerifier, task: TaskSettings, scratch: Path | None) -> Verifier:
     match settings:
         case GymScorer():
             from entrostat.actors.verifiers.reasoning_gym import ReasoningGymVerifier
@@ -80,6 +80,10 @@ def _verifier(settings: AnyVerifier, task: TaskSettings, scratch: Path | None) -
             from entrostat.actors.verifiers.math import MathVerifier
 
             return MathVerifier()
+        case Code():
+            from entrostat.actors.verifiers.code import CodeVerifier
+
+            return CodeVerifier(settings, scratch)
         case _:
             raise TaskError(f"no verifier {type(settings).__name__} yet")
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from entrostat import doctor
+from entrostat.actors.verifiers.sandbox import Confinable
 from entrostat.doctor import Answer, Check
 
 
@@ -100,3 +101,19 @@ def test_advice_in_brackets_is_shown_as_it_is() -> None:
             doctor.render([Check(name="devices", status="note", found="no GPU", advice="pip install .[gpu]")])
         )
     assert "pip install .[gpu]" in shown.get()
+
+
+@pytest.mark.parametrize(
+    ("failure", "abi", "status", "said"),
+    [
+        ("", 7, "right", "seccomp, Landlock 7"),
+        ("", 2, "note", "seccomp, Landlock 2"),
+        ("", 0, "note", "seccomp, no Landlock"),
+        ("seccomp: Invalid argument", 0, "note", "can't be confined: seccomp: Invalid argument"),
+    ],
+)
+def test_it_says_whether_programs_can_be_confined(failure: str, abi: int, status: str, said: str) -> None:
+    check = doctor.check_confinement(Confinable(failure=failure, landlock_abi=abi))
+    assert check.status == status
+    assert said in check.found
+    assert bool(check.advice) == (status == "note")

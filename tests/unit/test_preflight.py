@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from entrostat import preflight
-from entrostat.protocol.errors import ModelError, ResourceError
+from entrostat.protocol.errors import ModelError, ResourceError, TaskError
 from entrostat.protocol.learner_settings import AllWeights, Lora, TrainedWeights
+from entrostat.protocol.task_settings import Jsonl
+from entrostat.protocol.verifier_settings import Code, Format, Part, Weighted
 
 
 @pytest.fixture
@@ -148,3 +150,18 @@ def test_a_taken_port_is_found_beforehand() -> None:
         with pytest.raises(ResourceError, match=r"\[monitor\] port = 0"):
             preflight.check_port("127.0.0.1", taken.getsockname()[1])
     preflight.check_port("127.0.0.1", 0)
+
+
+def test_programs_that_cannot_be_confined_end_a_run_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = TaskError("can't confine programs here")
+
+    def refuse() -> None:
+        raise refused
+
+    monkeypatch.setattr(preflight, "require_confinement", refuse)
+    weighted = Weighted(parts=(Part(weight=1.0, verifier=Format()), Part(weight=1.0, verifier=Code())))
+    for verifier in (Code(), weighted):
+        with pytest.raises(TaskError) as caught:
+            preflight.check_verifiers([Jsonl(path="not read"), Jsonl(path="not read", verifier=verifier)])
+        assert caught.value.exit_code == 2
+    preflight.check_verifiers([Jsonl(path="not read"), Jsonl(path="not read", verifier=Code(unconfined=True))])
