@@ -5,11 +5,28 @@ from collections.abc import Sequence
 
 import msgspec
 
+from entrostat.actors.verifiers.choice import ChoiceVerifier
+from entrostat.actors.verifiers.custom import CustomVerifier
+from entrostat.actors.verifiers.exact import ExactVerifier
+from entrostat.actors.verifiers.format import FormatVerifier
+from entrostat.actors.verifiers.numeric import NumericVerifier
+from entrostat.actors.verifiers.weighted import WeightedVerifier
 from entrostat.protocol.errors import TaskError
 from entrostat.protocol.messages import Prompt, Verdict
 from entrostat.protocol.ports import Verifier
 from entrostat.protocol.task_settings import ReasoningGym, TaskSettings
-from entrostat.protocol.verifier_settings import AnyVerifier, GymScorer, Math
+from entrostat.protocol.verifier_settings import (
+    AnyVerifier,
+    Choice,
+    Code,
+    Custom,
+    Exact,
+    Format,
+    GymScorer,
+    Math,
+    Numeric,
+    Weighted,
+)
 
 DETAIL_CHARACTERS = 300
 
@@ -61,8 +78,26 @@ def _verifier(settings: AnyVerifier, task: TaskSettings) -> Verifier:
             from entrostat.actors.verifiers.math import MathVerifier
 
             return MathVerifier()
-        case _:
+        case Numeric():
+            return NumericVerifier(settings)
+        case Exact():
+            return ExactVerifier(settings)
+        case Choice():
+            return ChoiceVerifier(settings)
+        case Format():
+            return FormatVerifier(settings)
+        case Custom():
+            return CustomVerifier(settings)
+        case Weighted():
+            parts = [(name_of(part.verifier), part.weight, _verifier(part.verifier, task)) for part in settings.parts]
+            return WeightedVerifier(parts)
+        case Code():
             raise TaskError(f"no verifier {type(settings).__name__} yet")
+
+
+def name_of(settings: AnyVerifier) -> str:
+    """What a verifier is called where it is shown: its kind, or the user's function."""
+    return settings.function if isinstance(settings, Custom) else str(settings.__struct_config__.tag)
 
 
 def failed(detail: str) -> Verdict:
