@@ -14,6 +14,7 @@ from entrostat import directory as directories
 from entrostat import preflight, ray_calls, recovery, resumable, sinks
 from entrostat.actors.tasks.load import load_prompts
 from entrostat.actors.tokenizer import HuggingFaceTokenizer
+from entrostat.actors.verifiers.custom import check_functions
 from entrostat.cluster import Cluster
 from entrostat.config import RunConfig
 from entrostat.directory import RunDirectory
@@ -132,6 +133,7 @@ def prepare(config: RunConfig, directory: Path) -> tuple[RunConfig, PromptSet, i
     config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(model)))
     preflight.check_space(model, directory, config.checkpoint.keep, weights=config.learner.weights)
     preflight.check_port(config.monitor.host, config.monitor.port)
+    check_functions((*config.tasks, *config.evaluation.tasks))
     prompts, training = read_prompts(config, model)
     return config, prompts, training
 

@@ -42,6 +42,11 @@ def after_thinking(text: str) -> str:
     return rest if end and rest.strip() else text
 
 
+def expected_answer(text: str) -> str:
+    """A prompt's own answer without the solution before it, as GSM8K has it: what follows the last `####`."""
+    return text.rpartition("####")[2].strip()
+
+
 def marked(text: str) -> Iterator[Part]:
     """Each piece of `text` that is marked as an answer, the most trusted first; none where nothing is marked."""
     inner = ""

@@ -54,6 +54,8 @@ class ChoiceVerifier:
     def _found(self, text: str) -> str:
         parts = [part.text for part in marked(text)]
         for part in parts:
+            if self._several.match(_plain(part)):
+                return ""
             if letter := self._letter(part, said=True):
                 return letter
         lines = [line for line in text[-TAIL:].splitlines() if line.strip()]
@@ -62,7 +64,7 @@ class ChoiceVerifier:
 
     def _letter(self, text: str, *, said: bool) -> str:
         """The one letter that `text` is or begins with; where it is `said` to be the answer, words may follow."""
-        text = _LATEX.sub(lambda found: found[1] or "", text).strip()
+        text = _plain(text)
         if found := self._alone.fullmatch(text):
             return found[1].upper()
         if self._several.match(text):
@@ -75,3 +77,7 @@ class ChoiceVerifier:
     def _last(self, text: str) -> str:
         last = deque(self._anywhere.finditer(text), maxlen=1)
         return next(filter(None, last[0].groups())).upper() if last else ""
+
+
+def _plain(text: str) -> str:
+    return _LATEX.sub(lambda found: found[1] or "", text).strip()

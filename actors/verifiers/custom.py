@@ -2,14 +2,19 @@
 
 import importlib
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
 from entrostat.protocol.errors import TaskError
 from entrostat.protocol.messages import STATUSES, Prompt, Verdict
-from entrostat.protocol.verifier_settings import Custom
+from entrostat.protocol.task_settings import TaskSettings
+from entrostat.protocol.verifier_settings import Custom, Weighted
+
+IMPORT_SECONDS = 60.0
 
 
 class CustomVerifier:
@@ -86,3 +91,52 @@ def load(name: str) -> Callable[[Prompt, str], object]:
             f"{', '.join(known[:10]) or 'none'}"
         )
     return function  # type: ignore[no-any-return]
+
+
+def check_functions(tasks: Sequence[TaskSettings]) -> None:
+    """Sees that the users' functions of these tasks can be imported, in a process like a verifier's.
+
+    Their modules stay out of this process, and what they print too.
+
+    Raises:
+        TaskError: one can't be, or importing it takes longer than a minute.
+    """
+    verifiers = [
+        one
+        for task in tasks
+        for one in (
+            [part.verifier for part in task.verifier.parts] if isinstance(task.verifier, Weighted) else [task.verifier]
+        )
+    ]
+    names = sorted({one.function for one in verifiers if isinstance(one, Custom)})
+    if not names:
+        return
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LANG": "C.UTF-8",
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "entrostat.actors.verifiers.custom", *names],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=IMPORT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TaskError(f"importing {', '.join(names)} takes longer than {IMPORT_SECONDS:g} s") from error
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise TaskError(said[-1] if said else f"importing {', '.join(names)} ended with code {done.returncode}")
+
+
+if __name__ == "__main__":
+    try:
+        for each in sys.argv[1:]:
+            load(each)
+    except TaskError as failure:
+        sys.exit(" ".join(str(failure).split()))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import math_verify
 import sympy  # type: ignore[import-untyped]
 
-from entrostat.actors.verifiers.answers import after_thinking, marked
+from entrostat.actors.verifiers.answers import after_thinking, expected_answer, marked
 from entrostat.actors.verifiers.numbers import Written, last_number, read_number
 from entrostat.protocol.messages import Prompt, Verdict
 
@@ -128,11 +128,12 @@ def _equal(expected: _Reading, found: _Reading) -> bool:
 @lru_cache(maxsize=256)  # the G samples of a prompt come one after another
 def _expected(answer: str) -> _Reading | None:
     """The prompt's answer; bare LaTeX is only recognised inside a box."""
+    answer = expected_answer(answer)
     if number := read_number(answer):
         return _Reading(number, ())
     if "\\boxed" in answer or "$" in answer:
         return _parsed(answer)
-    return _boxed(answer.strip())
+    return _boxed(answer)
 
 
 def _found(text: str) -> _Reading | None:

@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from entrostat.actors.verifiers.answers import after_thinking, marked
+from entrostat.actors.verifiers.answers import after_thinking, expected_answer, marked
 from entrostat.actors.verifiers.numbers import Written, last_number, read_number
 from entrostat.protocol.messages import Prompt, Verdict
 from entrostat.protocol.verifier_settings import Numeric
@@ -25,7 +25,7 @@ class NumericVerifier:
         Raises:
             ValueError: the prompt's own answer is not one number.
         """
-        expected = read_number(prompt.answer)
+        expected = read_number(expected_answer(prompt.answer))
         if expected is None:
             raise ValueError(f"the answer of {prompt.name} is not one number: {prompt.answer[:60]!r}")
         found = _found(after_thinking(text))
