@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import msgspec
 from rich.console import Console
@@ -20,7 +20,7 @@ from entrostat.actors.verifiers.custom import check_functions
 from entrostat.actors.verifiers.judge import failed, name_of
 from entrostat.actors.verifiers.pool import VerifierPool
 from entrostat.protocol.errors import ConfigError, TaskError
-from entrostat.protocol.messages import STATUSES, Status, Verdict
+from entrostat.protocol.messages import STATUSES, Prompt, Status, Verdict
 from entrostat.protocol.settings import VerifierSettings
 from entrostat.protocol.task_settings import Jsonl, ReasoningGym, TaskSettings
 from entrostat.protocol.verifier_settings import AnyVerifier
@@ -37,6 +37,27 @@ SHOWN = 3  # faults that are named
 SHORT = 60  # characters of an example's texts
 NOBODY_READS = 141
 USUAL_PROCESSES = 8  # at most, where none are named
+
+
+class Pool(Protocol):
+    """What is needed of the verifiers' pool."""
+
+    @property
+    def pending(self) -> int:
+        """Submitted and not yet collected."""
+        ...
+
+    def submit(self, ticket: int, prompt: Prompt, text: str) -> None:
+        """Queues a response."""
+        ...
+
+    def wait(self, seconds: float) -> bool:
+        """Waits until there is something to collect, at most so long."""
+        ...
+
+    def collect(self) -> list[tuple[object, Verdict]]:
+        """The verdicts there are, with their tickets."""
+        ...
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,7 +224,7 @@ def check_file(path: Path) -> None:
 # ── judging ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def judge(pool: VerifierPool, lines: Iterator[Response | Fault]) -> Iterator[Judged]:
+def judge(pool: Pool, lines: Iterator[Response | Fault]) -> Iterator[Judged]:
     """Every line with its verdict, in the lines' order, each as soon as it and those before it are known.
 
     So many lines are read ahead that one that takes its whole deadline holds up only its own process, and no more.

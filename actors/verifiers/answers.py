@@ -10,11 +10,12 @@ Boxes with nothing but a comma, "and" or "or" between them are one answer of sev
 """
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 LONGEST = 2_000  # characters of one answer
-BOXES = 32  # looked at from the end: text that opens thousands must not cost a scan for each
+MARKS = 32  # of each kind, looked at from the end: text that has thousands must not cost a scan for each
 
 _TAG = re.compile(rf"<answer>((?:(?!<answer>).){{0,{LONGEST}}}?)</answer>", re.DOTALL)
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
@@ -23,7 +24,7 @@ _BETWEEN_BOXES = re.compile(r"(?:\$|\\\)|\\\])?\s*(?:,|;|,?\s*(?:and|or))\s*(?:\
 _HASHES = re.compile(r"####[^\S\n]*([^\n]+)")
 _SAID = re.compile(
     r"(?P<final>\bfinal\s+)?\banswer\b(?:\s+(?:choice|option))?(?:\s+(?:to|for|of)\b[^.:\n]{0,80}?)?"
-    r"[\s*_]{0,8}(?:[:=]|\bis\b\s*:?|\n)[\s*_]{0,8}(?P<rest>[^\n]+)",
+    r"[\s*_]{0,8}(?:[:=]|\bis\b\s*:?|\n)[\s*_]{0,8}(?=\S)",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?][*_\"'”’)]*(?=\s|$)")
@@ -63,11 +64,11 @@ def _of_marks(text: str) -> Iterator[Part]:
     weak: list[Part] = []
     if (box := last_box(text)) is not None:
         strong.append((box[0], Part(box[1], "box")))
-    for found in _HASHES.finditer(text):
+    for found in deque(_HASHES.finditer(text), maxlen=MARKS):
         if words := found[1].strip():
             strong.append((found.start(), Part(words, "hashes")))
-    for found in _SAID.finditer(text):
-        if words := _sentence(found["rest"]):
+    for found in deque(_SAID.finditer(text), maxlen=MARKS):
+        if words := _sentence(text[found.end() : found.end() + LONGEST].partition("\n")[0]):
             # A box counts by what is in it, not by the words before it.
             final = found["final"] and "\\boxed" not in words
             strong.append((found.start(), Part(words, "said"))) if final else weak.append(Part(words, "said"))
@@ -77,9 +78,9 @@ def _of_marks(text: str) -> Iterator[Part]:
 
 def last_box(text: str) -> tuple[int, str] | None:
     """Where the last closed box that isn't empty begins, and what is in it and in those joined to it."""
-    starts = [(found.start(), found.end()) for found in _BOX.finditer(text)][-BOXES:]
     begin, parts = -1, list[str]()
-    for start, inside in reversed(starts):
+    for found in reversed(deque(_BOX.finditer(text), maxlen=MARKS)):
+        start, inside = found.span()
         end = _closing(text, inside)
         if end is None:
             continue
@@ -102,6 +103,7 @@ def _closing(text: str, inside: int) -> int | None:
 
 
 def _sentence(line: str) -> str:
-    """The first sentence of a line; decimal points end none."""
+    """The first sentence of a line; decimal points end none, and emphasis that began before it is left out."""
     end = _SENTENCE_END.search(line)
-    return (line[: end.start()] if end else line)[:LONGEST].strip()
+    words = (line[: end.start()] if end else line)[:LONGEST].strip()
+    return words if words.startswith(("*", "_")) else words.rstrip("*_ ")

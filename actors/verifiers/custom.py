@@ -85,7 +85,8 @@ def load(name: str) -> Callable[[Prompt, str], object]:
         raise TaskError(f"the verifier {name} can't be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        known = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
+        own = {one: value for one, value in vars(module).items() if getattr(value, "__module__", "") == module_name}
+        known = [one for one, value in own.items() if callable(value) and not one.startswith("_")]
         raise TaskError(
             f"the verifier {name}: {module.__file__} has no function {function_name}; it has "
             f"{', '.join(known[:10]) or 'none'}"

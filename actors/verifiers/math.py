@@ -2,8 +2,8 @@ r"""Judges mathematical answers: numbers exactly, all else with `math-verify`, e
 
 The answer is what the response marks as one, see `answers`; where that reads as one number, and the expected answer
 too, they are compared as fractions, which gives what the library gives, sooner. What is no plain number, or is marked
-as nothing, the library reads. It reads some plain forms as something else (`3 1/2` as 1, `\$18` as nothing, `3 million`
-and `- 3` as 3): `numbers` reads those first.
+as nothing, the library reads. It reads some plain forms as something else (`3 1/2` as 1, `\$18` as nothing, `- 3` as 3):
+`numbers` reads those first.
 """
 
 import logging
@@ -50,6 +50,7 @@ _CHARACTERS = str.maketrans(
         "∅": "\\emptyset ",
     }
 )
+_EMPHASIS = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])")
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\w+))")
 _DELIMITERS = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+)\\\)|\\\[(.+)\\\]|\*\*(.+)\*\*|`(.+)`", re.DOTALL)
 
@@ -105,14 +106,11 @@ def equal_numbers(expected: Written, found: Written) -> bool:
     """Equal as fractions; where one is a decimal and the other has no end as such, equal when rounded to six places."""
     if expected.name and found.name and expected.name != found.name:
         return False
-    if expected.percent and found.percent:
-        pairs = [(expected.value, found.value)]
-    else:
-        pairs = [(one, other) for one in expected.values for other in found.values]
+    pairs = expected.pairs(found)
     if any(one == other for one, other in pairs):
         return True
     # A whole number is itself and nothing near it.
-    rounded = max(expected.decimals, found.decimals) >= DECIMALS
+    rounded = max(one.decimals + 2 * one.percent for one in (expected, found)) >= DECIMALS
     return rounded and any(
         one.denominator > 1 and other.denominator > 1 and round(one, DECIMALS) == round(other, DECIMALS)
         for one, other in pairs
@@ -154,11 +152,12 @@ def _found(text: str) -> _Reading | None:
 def _loose(text: str) -> _Reading | None:
     """The answer of a text without marks: all of it, what the library finds in it, or its last number."""
     text = text[-TAIL:].strip()
-    if number := read_number(text) or last_number(text, odd=True):
+    if number := read_number(text.rstrip("!?")) or last_number(text, odd=True):
         return _Reading(number, ())
     if _mathematical(text) and (reading := _boxed(text)):
         return reading
-    if reading := _parsed(text):
+    # To the library an asterisk ends a number: **265/3** would be 265.
+    if reading := _parsed(_EMPHASIS.sub(" ", text)):
         return reading
     number = last_number(text)
     return _Reading(number, ()) if number else None

@@ -69,15 +69,26 @@ class Written(NamedTuple):
     value: Fraction  # of a percentage, what stands before the sign
     decimals: int = 0  # digits after the point
     percent: bool = False
+    scale: int = 1  # 1,000,000 of 3 million
     name: str = ""  # `x` where `x = 5` was written
 
     @property
     def values(self) -> tuple[Fraction, ...]:
-        """What it may stand for: 18 % is 0.18, and where per cent are asked for, 18; below 1 % only the former."""
-        if not self.percent:
-            return (self.value,)
-        share = self.value / 100
-        return (share, self.value) if abs(self.value) >= 1 else (share,)
+        """What it stands for, then what else it may: 18 % is 0.18, and where per cent are asked for, 18.
+
+        So 3 million is 3 where millions are asked for. Less than 1 % is only itself.
+        """
+        if self.percent:
+            share = self.value / 100
+            return (share, self.value) if abs(self.value) >= 1 else (share,)
+        return (self.value,) if self.scale == 1 else (self.value, self.value / self.scale)
+
+    def pairs(self, other: "Written") -> list[tuple[Fraction, Fraction]]:
+        """What may be compared: the second meaning of one only with the first of the other."""
+        ours, theirs = self.values, other.values
+        if len(ours) == len(theirs):
+            return [(ours[0], theirs[0])]
+        return [(one, another) for one in ours for another in theirs]
 
 
 def read_number(text: str) -> Written | None:
@@ -164,7 +175,7 @@ def _with_rest(number: Written, rest: str) -> Written | None:
         return None
     first, *others = re.split(r"[\s-]+", words)
     if first in _SCALES:
-        number = number._replace(value=number.value * _SCALES[first], decimals=0)
+        number = number._replace(value=number.value * _SCALES[first], decimals=0, scale=_SCALES[first])
         first, others = (others or [""])[0], others[1:]
     # Only the first word, and the one behind it, can go on with the number: 18 dollars or more.
     if any(_NO_UNITS.fullmatch(word) for word in (first, *others[:1])) or _SCALES.keys() & {first, *others}:
