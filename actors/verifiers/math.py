@@ -2,8 +2,8 @@ r"""Judges mathematical answers: numbers exactly, all else with `math-verify`, e
 
 The answer is what the response marks as one, see `answers`; where that reads as one number, and the expected answer
 too, they are compared as fractions, which gives what the library gives, sooner. What is no plain number, or is marked
-as nothing, the library reads. It reads some plain forms as something else (`3 1/2` as 1, `\$18` as nothing, `- 3` as 3):
-`numbers` reads those first.
+as nothing, the library reads. It reads some plain forms as something else (`3 1/2` as 1, `\$18` as nothing, `- 3`
+as 3): `numbers` reads those first.
 """
 
 import logging
