@@ -22,6 +22,7 @@ The same, other rate:  entrostat train deploy/runs/quickstart.toml --run runs/sl
 Go on after a stop:    entrostat train --resume runs/quickstart
 What a file would do:  entrostat explain deploy/runs/quickstart.toml
 For another policy:    entrostat calibrate deploy/runs/quickstart.toml
+Try a verifier first:  entrostat verify answers.jsonl --verifier math
 More rollout actors:   entrostat scale runs/quickstart --actors 4
 """
 
