@@ -19,7 +19,7 @@ from entrostat import responses, toml
 from entrostat.actors.verifiers.custom import check_functions
 from entrostat.actors.verifiers.judge import failed, name_of
 from entrostat.actors.verifiers.pool import VerifierPool
-from entrostat.protocol.errors import ConfigError, TaskError
+from entrostat.protocol.errors import ConfigError, StationLost, TaskError
 from entrostat.protocol.messages import STATUSES, Prompt, Status, Verdict
 from entrostat.protocol.settings import VerifierSettings
 from entrostat.protocol.task_settings import Jsonl, ReasoningGym, TaskSettings
@@ -228,6 +228,9 @@ def judge(pool: Pool, lines: Iterator[Response | Fault]) -> Iterator[Judged]:
     """Every line with its verdict, in the lines' order, each as soon as it and those before it are known.
 
     So many lines are read ahead that one that takes its whole deadline holds up only its own process, and no more.
+
+    Raises:
+        StationLost: no process can be started, or a verdict is missing.
     """
     waiting: deque[Response | Fault] = deque()
     verdicts: dict[object, Verdict] = {}
@@ -251,6 +254,10 @@ def judge(pool: Pool, lines: Iterator[Response | Fault]) -> Iterator[Judged]:
         if pool.pending:
             pool.wait(WAIT_SECONDS)
             verdicts.update(pool.collect())
+        elif waiting:
+            raise StationLost(
+                f"the verifiers have nothing left to judge, and gave no verdict on line {waiting[0].index + 1}"
+            )
 
 
 def line_of(judged: Judged) -> str:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import SupportsFloat
 
 import msgspec
 
@@ -44,7 +45,7 @@ class CustomVerifier:
         result = self._function(prompt, text)
         if isinstance(result, Verdict):
             return self._checked(result)
-        if not isinstance(result, bool | int | float) and not hasattr(result, "__float__"):
+        if not isinstance(result, SupportsFloat):
             raise TypeError(
                 f"{self._name} returned {result!r:.60}; expected a Verdict, a number from 0 to 1, or a bool"
             )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from entrostat import verify
-from entrostat.protocol.errors import ConfigError, TaskError
+from entrostat.protocol.errors import ConfigError, StationLost, TaskError
 from entrostat.protocol.messages import Prompt, Verdict
 from entrostat.protocol.task_settings import Jsonl
 from entrostat.protocol.verifier_settings import Custom, Numeric
@@ -213,3 +213,15 @@ def test_a_line_is_given_out_before_the_next_ones_are_judged() -> None:
     assert next(judged).line.index == 0
     assert len(pool.waiting) == 8  # but for a fault, those behind it
     assert [one.line.index for one in judged] == list(range(1, 10))
+
+
+class Forgetful(LastFirst):
+    """Loses the verdict on the third line."""
+
+    def collect(self) -> list[tuple[object, Verdict]]:
+        return [(ticket, verdict) for ticket, verdict in super().collect() if ticket != 2]
+
+
+def test_a_verdict_that_never_comes_is_an_error_and_no_endless_wait() -> None:
+    with pytest.raises(StationLost, match="no verdict on line 3"):
+        list(verify.judge(Forgetful(), endless(10, [])))
