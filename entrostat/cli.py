@@ -22,6 +22,7 @@ The same, other rate:  entrostat train deploy/runs/quickstart.toml --run runs/sl
 Go on after a stop:    entrostat train --resume runs/quickstart
 What a file would do:  entrostat explain deploy/runs/quickstart.toml
 For another policy:    entrostat calibrate deploy/runs/quickstart.toml
+Try a verifier first:  entrostat verify answers.jsonl --verifier math
 More rollout actors:   entrostat scale runs/quickstart --actors 4
 """
 
@@ -146,6 +147,29 @@ def _parser() -> argparse.ArgumentParser:
     _set_option(evaluate)
     evaluate.set_defaults(command=_eval)
 
+    verify = commands.add_parser("verify", help="judge texts in a file, as a run would: how to check a verifier")
+    verify.add_argument("file", type=Path, metavar="FILE", help="JSONL: one object a line")
+    verify.add_argument(
+        "--verifier",
+        metavar="NAME",
+        help="math, numeric, exact, choice, format, code, or your own as module:function",
+    )
+    verify.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="ROLE=KEY",
+        help="answer=KEY and response=KEY: where a line has them; dots lead into objects inside",
+    )
+    verify.add_argument("--answer-after", metavar="MARK", help="the answer follows this mark, as #### in GSM8K")
+    verify.add_argument("--config", type=Path, metavar="RUN.toml", help="judge as this run's task does")
+    verify.add_argument("--task", type=int, default=0, metavar="N", help="which of its tasks, from 0; default: 0")
+    verify.add_argument("--processes", type=_count, metavar="N", help="default: one per CPU, at most 8; or the run's")
+    verify.add_argument("--deadline", type=_seconds, metavar="SECONDS", help="for one line; default: 10, or the run's")
+    verify.add_argument("--json", action="store_true", help="print one JSON object per line of the file, in its order")
+    _set_option(verify)
+    verify.set_defaults(command=_verify)
+
     explain = commands.add_parser("explain", help="say in words and numbers what a TOML would do, without doing it")
     explain.add_argument("config", type=Path, metavar="CONFIG")
     _set_option(explain)
@@ -200,6 +224,13 @@ def _seconds(text: str) -> float:
     if not 0.0 <= seconds < 1e9:
         raise argparse.ArgumentTypeError(f"{text}: expected a number of seconds from 0 on")
     return seconds
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1 on")
+    return count
 
 
 def _set_option(parser: argparse.ArgumentParser) -> None:
@@ -271,6 +302,24 @@ def _eval(chosen: argparse.Namespace) -> int:
         limit=chosen.limit,
     )
     return evaluate.run(asked, as_json=chosen.json, out=chosen.out)
+
+
+def _verify(chosen: argparse.Namespace) -> int:
+    from entrostat import verify
+
+    options = verify.Options(
+        file=chosen.file,
+        verifier=chosen.verifier,
+        fields=chosen.field,
+        overrides=chosen.overrides,
+        config=chosen.config,
+        task=chosen.task,
+        answer_after=chosen.answer_after,
+        processes=chosen.processes,
+        deadline_seconds=chosen.deadline,
+        as_json=chosen.json,
+    )
+    return verify.run(options)
 
 
 def _explain(chosen: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from entrostat.actors.verifiers.custom import check_functions
 from entrostat.actors.verifiers.sandbox import require_confinement
 from entrostat.config import RunConfig
 from entrostat.parameters import adapter_count, parameter_count
@@ -13,7 +14,7 @@ from entrostat.protocol.errors import ModelError, ResourceError
 from entrostat.protocol.learner_settings import AllWeights, Lora, TrainedWeights
 from entrostat.protocol.settings import VllmSettings
 from entrostat.protocol.task_settings import TaskSettings
-from entrostat.protocol.verifier_settings import Code, Weighted
+from entrostat.protocol.verifier_settings import Code, parts_of
 
 SHARED_MEMORY = Path("/dev/shm")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
@@ -170,13 +171,11 @@ def _mib(count: int) -> str:
 
 
 def check_verifiers(tasks: Sequence[TaskSettings]) -> None:
-    """Sees that programs can be confined here, where a task judges any; on a cluster each actor sees for itself too.
+    """Sees that programs can be confined and users' functions imported here; an actor elsewhere sees for itself.
 
     Raises:
-        TaskError: they can't, and the task does not allow it.
+        TaskError: a task that judges programs can't confine them and does not allow that, or a function is not there.
     """
-    for task in tasks:
-        settings = task.verifier
-        parts = [part.verifier for part in settings.parts] if isinstance(settings, Weighted) else [settings]
-        if any(isinstance(part, Code) and not part.unconfined for part in parts):
-            require_confinement()
+    if any(isinstance(one, Code) and not one.unconfined for task in tasks for one in parts_of(task.verifier)):
+        require_confinement()
+    check_functions(tasks)

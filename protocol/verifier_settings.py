@@ -77,3 +77,8 @@ class Weighted(Settings, frozen=True, kw_only=True, tag_field="kind", tag="weigh
 
 
 AnyVerifier = OneVerifier | Weighted
+
+
+def parts_of(settings: AnyVerifier) -> tuple[OneVerifier, ...]:
+    """The verifiers that a verifier is made of: itself, or those of a weighted sum."""
+    return tuple(part.verifier for part in settings.parts) if isinstance(settings, Weighted) else (settings,)

@@ -6,11 +6,29 @@ from pathlib import Path
 
 import msgspec
 
+from entrostat.actors.verifiers.choice import ChoiceVerifier
+from entrostat.actors.verifiers.custom import CustomVerifier
+from entrostat.actors.verifiers.exact import ExactVerifier
+from entrostat.actors.verifiers.format import FormatVerifier
+from entrostat.actors.verifiers.numeric import NumericVerifier
+from entrostat.actors.verifiers.weighted import WeightedVerifier
 from entrostat.protocol.errors import TaskError
 from entrostat.protocol.messages import Prompt, Verdict
 from entrostat.protocol.ports import Verifier
 from entrostat.protocol.task_settings import ReasoningGym, TaskSettings
-from entrostat.protocol.verifier_settings import AnyVerifier, Code, GymScorer, Math, Weighted
+from entrostat.protocol.verifier_settings import (
+    AnyVerifier,
+    Choice,
+    Code,
+    Custom,
+    Exact,
+    Format,
+    GymScorer,
+    Math,
+    Numeric,
+    Weighted,
+    parts_of,
+)
 
 DETAIL_CHARACTERS = 300
 
@@ -52,11 +70,7 @@ class Judge:
 
 def kinds_of(tasks: Sequence[TaskSettings]) -> set[type]:
     """The kinds of verifiers that these tasks use, those inside weighted sums too."""
-    return {kind for task in tasks for kind in _kinds(task.verifier)}
-
-
-def _kinds(settings: AnyVerifier) -> set[type]:
-    return {type(part.verifier) for part in settings.parts} if isinstance(settings, Weighted) else {type(settings)}
+    return {type(one) for task in tasks for one in parts_of(task.verifier)}
 
 
 def verifier_of(task: TaskSettings, scratch: Path | None = None) -> Verifier:
@@ -80,12 +94,32 @@ def _verifier(settings: AnyVerifier, task: TaskSettings, scratch: Path | None) -
             from entrostat.actors.verifiers.math import MathVerifier
 
             return MathVerifier()
+        case Numeric():
+            return NumericVerifier(settings)
+        case Exact():
+            return ExactVerifier(settings)
+        case Choice():
+            return ChoiceVerifier(settings)
+        case Format():
+            return FormatVerifier(settings)
+        case Custom():
+            return CustomVerifier(settings)
+        case Weighted():
+            return WeightedVerifier(
+                [
+                    (name_of(part.verifier), part.weight, _verifier(part.verifier, task, scratch))
+                    for part in settings.parts
+                ]
+            )
         case Code():
             from entrostat.actors.verifiers.code import CodeVerifier
 
             return CodeVerifier(settings, scratch)
-        case _:
-            raise TaskError(f"no verifier {type(settings).__name__} yet")
+
+
+def name_of(settings: AnyVerifier) -> str:
+    """What a verifier is called where it is shown: its kind, or the user's function."""
+    return settings.function if isinstance(settings, Custom) else str(settings.__struct_config__.tag)
 
 
 def failed(detail: str) -> Verdict:
