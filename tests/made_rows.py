@@ -36,6 +36,7 @@ def metrics_row(step: int, **changes: object) -> MetricsRow:
         "leases_expired": 0,
         "leases_stale": 0,
         "leases_filtered": 0,
+        "prompts_passed_over": 0,
         "law_frozen": 0,
         "actors": 1,
         "fresh_tokens": 0,
