@@ -8,6 +8,7 @@ as 3): `numbers` reads those first.
 
 import logging
 import re
+import unicodedata
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ DECIMALS = 6  # to which the library rounds before it compares with a decimal
 SHORT = 400  # characters of an answer that is not in a box
 ANSWER = 200  # characters of `Verdict.answer`
 TAIL = 10_000  # characters at the end of a response without marks: the last number in it is the answer
+
+_ENDLESS = re.compile(r"\d{1001}")  # more digits than any answer has, and Python reads 4,300 at most
 
 _CLAUSE_END = re.compile(
     r",\s+(?!(?:and|or)\b)(?=[A-Za-z])|[;:]\s|\s(?=(?:because|since|as|so|which|when|if|but|not|for|in|from|at|on|with)\b)"
@@ -126,7 +129,7 @@ def _equal(expected: _Reading, found: _Reading) -> bool:
 @lru_cache(maxsize=256)  # the G samples of a prompt come one after another
 def _expected(answer: str) -> _Reading | None:
     """The prompt's answer; bare LaTeX is only recognised inside a box."""
-    answer = expected_answer(answer)
+    answer = _in_ascii_digits(expected_answer(answer))
     if number := read_number(answer):
         return _Reading(number, ())
     if "\\boxed" in answer or "$" in answer:
@@ -136,7 +139,7 @@ def _expected(answer: str) -> _Reading | None:
 
 def _found(text: str) -> _Reading | None:
     """The answer that a response gives."""
-    text = after_thinking(text)
+    text = _in_ascii_digits(after_thinking(text))
     for part in marked(text):
         if number := read_number(part.text):
             return _Reading(number, ())
@@ -147,6 +150,13 @@ def _found(text: str) -> _Reading | None:
         if part.mark in ("tag", "hashes") and (reading := _loose(part.text)):
             return reading
     return _loose(text)
+
+
+def _in_ascii_digits(text: str) -> str:
+    """The same with the digits of other scripts as ours, which are all that the library reads."""
+    if text.isascii():
+        return text
+    return "".join(str(unicodedata.decimal(one)) if one.isdecimal() and not one.isascii() else one for one in text)
 
 
 def _loose(text: str) -> _Reading | None:
@@ -186,6 +196,8 @@ def _boxed(text: str) -> _Reading | None:
 
 
 def _parsed(text: str) -> _Reading | None:
+    if _ENDLESS.search(text):
+        return None
     parsed: list[Any] = math_verify.parse(text, parsing_timeout=0, raise_on_error=True)
     return _Reading(None, tuple(parsed)) if parsed else None
 

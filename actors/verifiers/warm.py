@@ -22,6 +22,7 @@ FORMS: tuple[tuple[str, str], ...] = (
     ("\\{1,2\\}", "\\boxed{\\{2,1\\}}"),
     ("x=3", "$x=3$"),
     ("x<3", "$3>x$"),
+    ("x^2-1", "which is $(x-1)(x+1)$ in the end"),
     ("x^2+1", "\\boxed{1+x^2}"),
     ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "$\\begin{pmatrix}1\\\\2\\end{pmatrix}$"),
     ("\\sqrt{2}", "1.414"),

@@ -206,3 +206,13 @@ def test_the_library_takes_some_percentages_for_others_and_some_numbers_for_part
         found = math_verify.parse(text, parsing_timeout=0)
         assert math_verify.verify(gold, found, timeout_seconds=0) is verdict, (answer, text)
         assert (judged(answer, text).status == "correct") is not verdict, (answer, text)
+
+
+def test_digits_of_other_scripts_are_digits() -> None:
+    assert judged("18", "\\boxed{١٨}").status == "correct"
+    assert judged("\\sqrt{18}", "\\boxed{\\sqrt{１８}}").status == "correct"
+
+
+@pytest.mark.parametrize("text", ["7" * 100_000, f"\\boxed{{{'7' * 1500}}}"])
+def test_more_digits_than_an_answer_can_have_are_none(text: str) -> None:
+    assert judged("7", text).status == "unparsable"
