@@ -32,7 +32,7 @@ class RunningLeases:
     def __init__(self, lease_seconds: float) -> None:
         self._seconds = lease_seconds
         self._all: dict[int, Running] = {}  # in the order of deadlines
-        self._held: dict[Holder, dict[int, Running]] = {}
+        self._held: dict[Holder, dict[int, Running]] = {}  # of each the first granted first
 
     def __len__(self) -> int:
         return len(self._all)
@@ -84,7 +84,7 @@ class RunningLeases:
 
     def of_slot(self, slot: int) -> list[int]:
         """Those of all lives of a slot."""
-        return [lease for holder, leases in self._held.items() if holder[0] == slot for lease in leases]
+        return sorted(lease for holder, leases in self._held.items() if holder[0] == slot for lease in leases)
 
     def state(self) -> tuple[RunningLease, ...]:
         """All there is to know, the next deadline first."""
@@ -103,11 +103,18 @@ class RunningLeases:
 
     def restore(self, state: Iterable[RunningLease]) -> None:
         """Goes on from a state."""
-        for one in state:
-            self._enter(
-                Running(one.lease, (one.slot, one.incarnation), one.granted, one.deadline, one.place, one.pulse)
-            )
+        entered = [
+            Running(one.lease, (one.slot, one.incarnation), one.granted, one.deadline, one.place, one.pulse)
+            for one in state
+        ]
+        self._all.update((running.lease.id, running) for running in entered)
+        # A renewal moves a lease among all, not among its holder's.
+        for running in sorted(entered, key=lambda one: one.lease.id):
+            self._hold(running)
 
     def _enter(self, running: Running) -> None:
         self._all[running.lease.id] = running
+        self._hold(running)
+
+    def _hold(self, running: Running) -> None:
         self._held.setdefault(running.holder, {})[running.lease.id] = running
