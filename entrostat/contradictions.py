@@ -20,9 +20,7 @@ from entrostat.protocol.entropy_settings import (
 )
 from entrostat.protocol.learner_settings import Lora
 from entrostat.protocol.settings import MixedResults, SimulatedSettings, VllmSettings
-from entrostat.protocol.task_settings import TaskSettings
-from entrostat.task_checks import prompt_count, split_problems, task_problems
-from entrostat.toml import Place
+from entrostat.task_checks import of_tasks
 from entrostat.validate import Problem
 
 if TYPE_CHECKING:
@@ -54,8 +52,7 @@ def contradictions(config: "RunConfig", evaluation_without_tasks: bool) -> list[
     return [
         *_run(config),
         *_deterministic(config),
-        *_tasks(config),
-        *_weights(config),
+        *of_tasks(config),
         *_evaluation(config, evaluation_without_tasks),
         *_lengths(config),
         *_law(config),
@@ -127,51 +124,6 @@ def _deterministic(config: "RunConfig") -> Iterator[Problem]:
             f"and ranks are {config.learner.device!r} and {config.learner.ranks}, and {because} needs one rank on the "
             'CPU: ranks = 1 and device = "cpu"',
         )
-
-
-def _tasks(config: "RunConfig") -> Iterator[Problem]:
-    if not config.tasks:
-        yield Problem(("tasks",), "is empty; expected at least one [[tasks]] section")
-        return
-    placed: list[tuple[Place, TaskSettings]] = [(("tasks", index), task) for index, task in enumerate(config.tasks)]
-    placed += [(("evaluation", "tasks", index), task) for index, task in enumerate(config.evaluation.tasks)]
-    for place, task in placed:
-        yield from task_problems(task, place)
-    yield from split_problems(placed)
-    prompts = prompt_count(config.tasks)
-    if prompts and config.batch.prompts > prompts:
-        yield Problem(
-            ("batch", "prompts"),
-            f"= {config.batch.prompts} prompts in each optimizer step, but the tasks hold {prompts}: lower it, or take "
-            "more problems",
-        )
-
-
-def _weights(config: "RunConfig") -> Iterator[Problem]:
-    """Weights are shares of the whole: it takes all of them to say one."""
-    for index, task in enumerate(config.evaluation.tasks):
-        if task.weight:
-            yield Problem(
-                ("evaluation", "tasks", index, "weight"),
-                f"= {task.weight:g}, but an evaluation samples every problem equally often: leave it out",
-            )
-    weights = [task.weight for task in config.tasks]
-    if not any(weights):
-        return
-    if not all(weights):
-        yield Problem(
-            ("tasks", weights.index(0.0), "weight"),
-            "is 0 or missing, and another task has one: give every task its weight, or none",
-        )
-        return
-    prompts = prompt_count(config.tasks)
-    for index, weight in enumerate(weights):
-        if prompts is not None and prompts * weight < sum(weights):
-            yield Problem(
-                ("tasks", index, "weight"),
-                f"= {weight:g} of {sum(weights):g} together is less than one of the {prompts} turns of an epoch: raise "
-                "it, or leave the task out",
-            )
 
 
 def _evaluation(config: "RunConfig", without_tasks: bool) -> Iterator[Problem]:

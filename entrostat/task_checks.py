@@ -2,16 +2,44 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from entrostat.actors.tasks import jsonl, parquet
 from entrostat.protocol.task_settings import HuggingFace, Jsonl, Parquet, ReasoningGym, RowSettings, TaskSettings
+from entrostat.protocol.verifier_settings import Code, parts_of
 from entrostat.toml import Place
 from entrostat.validate import Problem
+
+if TYPE_CHECKING:
+    from entrostat.config import RunConfig
 
 PARQUET = (".parquet", ".pq")
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 TEXT_TABLES = (".csv", ".tsv")
 PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+
+Placed = tuple[Place, TaskSettings]  # a task, and where in the TOML it stands
+
+
+def of_tasks(config: "RunConfig") -> Iterator[Problem]:
+    """All that is wrong with a run's tasks, alone or together."""
+    if not config.tasks:
+        yield Problem(("tasks",), "is empty; expected at least one [[tasks]] section")
+        return
+    placed: list[Placed] = [(("tasks", index), task) for index, task in enumerate(config.tasks)]
+    placed += [(("evaluation", "tasks", index), task) for index, task in enumerate(config.evaluation.tasks)]
+    for place, task in placed:
+        yield from task_problems(task, place)
+    yield from _splits(placed)
+    yield from _code_times(config, placed)
+    yield from _weights(config)
+    prompts = prompt_count(config.tasks)
+    if prompts and config.batch.prompts > prompts:
+        yield Problem(
+            ("batch", "prompts"),
+            f"= {config.batch.prompts} prompts in each optimizer step, but the tasks hold {prompts}: lower it, or take "
+            "more problems",
+        )
 
 
 def prompt_count(tasks: Sequence[TaskSettings]) -> int | None:
@@ -48,7 +76,47 @@ def task_problems(task: TaskSettings, place: Place) -> Iterator[Problem]:
         yield Problem((*place, "path"), f"= {task.path} is empty; expected one JSON object a line")
 
 
-def split_problems(tasks: Sequence[tuple[Place, TaskSettings]]) -> Iterator[Problem]:
+def _weights(config: "RunConfig") -> Iterator[Problem]:
+    """Weights are shares of the whole: it takes all of them to say one."""
+    for index, task in enumerate(config.evaluation.tasks):
+        if task.weight:
+            yield Problem(
+                ("evaluation", "tasks", index, "weight"),
+                f"= {task.weight:g}, but an evaluation samples every problem equally often: leave it out",
+            )
+    weights = [task.weight for task in config.tasks]
+    if not any(weights):
+        return
+    if not all(weights):
+        yield Problem(
+            ("tasks", weights.index(0.0), "weight"),
+            "is 0 or missing, and another task has one: give every task its weight, or none",
+        )
+        return
+    prompts = prompt_count(config.tasks)
+    for index, weight in enumerate(weights):
+        if prompts is not None and prompts * weight < sum(weights):
+            yield Problem(
+                ("tasks", index, "weight"),
+                f"= {weight:g} of {sum(weights):g} together is less than one of the {prompts} turns of an epoch: raise "
+                "it, or leave the task out",
+            )
+
+
+def _code_times(config: "RunConfig", tasks: Sequence[Placed]) -> Iterator[Problem]:
+    """Programs whose tests may take longer than the process that runs them has."""
+    deadline = config.verifier.deadline_seconds
+    for place, task in tasks:
+        for one in parts_of(task.verifier):
+            if isinstance(one, Code) and one.total_seconds >= deadline:
+                yield Problem(
+                    (*place, "verifier", "total_seconds"),
+                    f"= {one.total_seconds:g} is not below [verifier] deadline_seconds = {deadline:g}: a slow program "
+                    "would cost its verifier process",
+                )
+
+
+def _splits(tasks: Sequence[Placed]) -> Iterator[Problem]:
     """Parts of one table that are cut in two ways, so that questions would be in both."""
     cut: dict[tuple[str, ...], RowSettings] = {}
     for place, task in tasks:

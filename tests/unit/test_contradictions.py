@@ -76,6 +76,7 @@ def file(tmp_path: Path) -> Path:
         (["entropy.law.floor_ratio=2"], "[entropy.law] balance: lies outside its own box"),
         (["run.stall_seconds=120"], "one lost actor would end the run"),
         (["verifier.deadline_seconds=600"], "one hanging verification would end the run"),
+        (['tasks.0.verifier.kind="code"', "verifier.deadline_seconds=8"], "would cost its verifier process"),
         (["run.name=a/b"], "expected a plain folder name"),
         (["tasks.0.template=hello"], "has no {question} in it"),
         (["tasks=[]"], "[tasks]: is empty"),
