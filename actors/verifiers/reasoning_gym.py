@@ -32,7 +32,8 @@ class ReasoningGymVerifier:
         answers = ANSWER.findall(text)
         if not answers:
             return Verdict(reward=0.0, status="unparsable", seconds=0.0, detail="no <answer>…</answer>")
-        score = float(self._dataset.score_answer(answers[-1].strip(), decode_entry(prompt.entry)))
+        answer = answers[-1].strip()
+        score = float(self._dataset.score_answer(answer, decode_entry(prompt.entry)))
         if not math.isfinite(score):
             raise ValueError(f"the scorer of {self._name!r} gave {score} for {prompt.name}; expected a number")
-        return Verdict(reward=score, status="correct" if score >= 1.0 else "wrong", seconds=0.0)
+        return Verdict(reward=score, status="correct" if score >= 1.0 else "wrong", seconds=0.0, answer=answer)

@@ -280,6 +280,17 @@ def test_a_dataset_without_one_answer_is_judged_by_its_scorer(dataset: str, solu
     assert verifier.verify(prompt, "<answer>None</answer>").status == "wrong"
 
 
+def test_the_answer_that_was_scored_is_named_so_that_it_can_be_voted_for() -> None:
+    task = ReasoningGym(dataset="chain_sum", size=1)
+    [prompt] = load_prompts([task]).prompts
+    verifier = ReasoningGymVerifier(task)
+    right = verifier.verify(prompt, f"<answer>0</answer> or <answer>\n {prompt.answer}  </answer>")
+    wrong = verifier.verify(prompt, "I say <answer> none </answer>")
+    assert (right.status, right.answer) == ("correct", prompt.answer)
+    assert (wrong.status, wrong.answer) == ("wrong", "none")
+    assert verifier.verify(prompt, "no tags").answer == ""
+
+
 def test_a_mixture_of_datasets_is_several_tasks() -> None:
     with pytest.raises(TaskError, match="each of them as a task of its own"):
         load_prompts([ReasoningGym(dataset="composite", size=1)])
