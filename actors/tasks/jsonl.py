@@ -48,6 +48,12 @@ def _row(line: bytes) -> Fields | BadRow:
     try:
         row = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        shown = line.strip()[:60].decode(errors="replace")
-        return BadRow(f"not JSON ({error}): {shown!r}; expected one object a line")
+        return _not_json(line, str(error))
+    except RecursionError:
+        return _not_json(line, "nested too deeply")
     return row if isinstance(row, dict) else BadRow(f"holds a {type(row).__name__}; expected an object like {{...}}")
+
+
+def _not_json(line: bytes, reason: str) -> BadRow:
+    shown = line.strip()[:60].decode(errors="replace")
+    return BadRow(f"not JSON ({reason}): {shown!r}; expected one object a line")

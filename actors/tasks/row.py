@@ -51,7 +51,7 @@ def text(value: Any, field: str) -> str:
         raise BadRow(f"{field!r} is {shape(value)}; expected text or a number")
     if isinstance(value, float) and value.is_integer() and abs(value) < INTEGRAL:
         return str(int(value))
-    if not math.isfinite(value):
+    if not isinstance(value, int) and not math.isfinite(value):  # an integer may be too large for a float
         raise BadRow(f"{field!r} is {value}; expected text or a finite number")
     return str(value)
 

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -238,6 +239,24 @@ def test_bad_rows_can_be_left_out_and_are_said(tmp_path: Path, caplog: pytest.Lo
     assert [prompt.name for prompt in prompts] == ["problems.jsonl:1"]
     assert len(caplog.records) == 1
     assert "3 of 4 rows can't be used and are left out:\n  problems.jsonl:2: not JSON" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (f'{{"question": "b", "answer": {"[" * 10_000}{"]" * 10_000}}}', "not JSON .*nested"),
+        (f'{{"question": "b", "answer": "1", "other": {"[" * 10_000}{"]" * 10_000}}}', "not JSON .*nested"),
+    ],
+)
+def test_a_line_too_deep_to_be_decoded_is_a_bad_row(tmp_path: Path, line: str, said: str) -> None:
+    table = scan(jsonl(tmp_path, [MIXED[0], line]))
+    assert (len(table.problems), table.bad) == (1, 1)
+    assert re.search(rf"problems.jsonl:2: {said}", table.named[0])
+
+
+def test_an_integer_too_large_for_a_float_is_an_answer(tmp_path: Path) -> None:
+    [problem] = scan(jsonl(tmp_path, [{"question": "2^2000", "answer": 2**2000}])).problems
+    assert problem.answer == str(2**2000)
 
 
 def test_nothing_left_is_refused(tmp_path: Path) -> None:
