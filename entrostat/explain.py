@@ -13,9 +13,8 @@ from entrostat.preflight import VERSIONS_IN_MEMORY
 from entrostat.protocol.entropy_settings import AnchoredLaw, BandLaw, ThermostatLaw
 from entrostat.protocol.learner_settings import AllWeights, Lora
 from entrostat.protocol.settings import MixedResults, SimulatedSettings, Uniform, VllmSettings
-from entrostat.protocol.task_settings import ReasoningGym
 from entrostat.scores import tries
-from entrostat.task_lines import Look, look, prompts_together
+from entrostat.task_lines import Look, look, prompts_together, verifier_words
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -47,7 +46,11 @@ def explain(config: RunConfig) -> str:
         "memory": _memory(config, facts),
     }
     parts = [_section(title, list(lines)) for title, lines in sections.items()]
-    notes = [*_notes(config, facts), *(note for one in (*trained, *unseen) for note in one.notes)]
+    notes = [
+        *_notes(config, facts),
+        *_few(config, trained),
+        *(note for one in (*trained, *unseen) for note in one.notes),
+    ]
     if notes:
         parts.append("worth knowing\n" + "\n".join(f"  · {note}" for note in notes))
     return "\n\n".join(parts)
@@ -207,11 +210,12 @@ def _staleness(config: RunConfig) -> Iterator[Line]:
 
 
 def _verdicts(config: RunConfig) -> Iterator[Line]:
-    kinds = {"the dataset's own scorer" if isinstance(task, ReasoningGym) else "math-verify" for task in config.tasks}
+    # In the tasks' order, each once.
+    kinds = dict.fromkeys(verifier_words(task.verifier) for task in (*config.tasks, *config.evaluation.tasks))
     verifier = config.verifier
     yield (
         "by",
-        f"{' and '.join(sorted(kinds))}, in {verifier.processes} process{'es' if verifier.processes > 1 else ''}",
+        f"{' and '.join(kinds)}, in {verifier.processes} process{'es' if verifier.processes > 1 else ''}",
     )
     yield "deadline", f"{verifier.deadline_seconds:g} s for one response; a hanging one is killed and worth 0"
     yield "warning", f"when more than {verifier.alarm_share:.0%} of verdicts are unparsable, time-outs or errors"
@@ -294,6 +298,21 @@ def _notes(config: RunConfig, facts: ModelFacts | None) -> Iterator[str]:
         yield f"the engine takes {engine.memory_share:.0%} of the GPU it shares with the learner: lower memory_share"
     if facts is None:
         yield f"the model {config.model.path} is not in a folder here: a run would look for it on the Hugging Face hub"
+
+
+def _few(config: RunConfig, looks: list[Look]) -> Iterator[str]:
+    """Tasks that can't have the share their weight says: a prompt is in one group at a time."""
+    weights = [task.weight for task in config.tasks]
+    if not any(weights) or config.run.deterministic:  # which leases by places alone
+        return
+    flying = config.rollout.actors * config.rollout.groups_in_flight
+    for number, (weight, one) in enumerate(zip(weights, looks, strict=True), start=1):
+        share = weight / sum(weights)
+        if one.count is not None and one.count < share * flying:
+            yield (
+                f"task {number} has {one.count} prompts for a share of {share:.1%} of {flying} groups in flight: a "
+                "prompt is in one at a time, and the other tasks get what is left of its turns"
+            )
 
 
 def _short(config: RunConfig) -> Iterator[str]:

@@ -8,6 +8,18 @@ from entrostat.actors.tasks import huggingface
 from entrostat.actors.tasks.table import Table, scan, why_refused
 from entrostat.protocol.errors import TaskError
 from entrostat.protocol.task_settings import HuggingFace, ReasoningGym, RowSettings, TaskSettings
+from entrostat.protocol.verifier_settings import (
+    AnyVerifier,
+    Choice,
+    Code,
+    Custom,
+    Exact,
+    Format,
+    GymScorer,
+    Math,
+    Numeric,
+    Weighted,
+)
 from entrostat.task_checks import table_of
 
 
@@ -46,6 +58,29 @@ def prompts_together(looks: list[Look]) -> int | None:
     """The prompts of all of them; None where one's are not known."""
     counts = [one.count for one in looks if one.count is not None]
     return sum(counts) if len(counts) == len(looks) else None
+
+
+def verifier_words(verifier: AnyVerifier) -> str:
+    """What judges responses, in few words."""
+    match verifier:
+        case Math():
+            return "math-verify"
+        case Numeric():
+            return "the last number"
+        case Exact():
+            return "the same text"
+        case Choice(choices=choices):
+            return f"the letter of {choices}"
+        case GymScorer():
+            return "the dataset's own scorer"
+        case Code(unconfined=unconfined):
+            return f"a program's tests{' (not confined where the kernel cannot)' if unconfined else ''}"
+        case Format(tags=tags):
+            return f"the form {', '.join(tags)}"
+        case Custom(function=function):
+            return function
+        case Weighted(parts=parts):
+            return " + ".join(f"{part.weight:g} × {verifier_words(part.verifier)}" for part in parts)
 
 
 def _bad(task: RowSettings, table: Table) -> str:

@@ -135,3 +135,31 @@ def test_a_hub_s_dataset_is_not_fetched_to_be_explained(tmp_path: Path) -> None:
     said = told(tmp_path, 'kind = "huggingface"\ndataset = "nobody/nothing"')
     assert "nobody/nothing, split train: of the Hugging Face hub, read when a run begins" in said
     assert "together not known" in said
+
+
+@pytest.mark.parametrize(
+    ("verifier", "said"),
+    [
+        ("", "by math-verify, in"),
+        ('verifier = { kind = "numeric" }', "by the last number, in"),
+        ('verifier = { kind = "code" }', "by a program's tests, in"),
+        ('verifier = { kind = "custom", function = "mine:judge" }', "by mine:judge, in"),
+        (
+            'verifier = { kind = "weighted", parts = [ { weight = 0.8, verifier = { kind = "exact" } }, '
+            '{ weight = 0.2, verifier = { kind = "format" } } ] }',
+            "by 0.8 × the same text + 0.2 × the form think, answer, in",
+        ),
+    ],
+)
+def test_each_verifier_is_explained(tmp_path: Path, verifier: str, said: str) -> None:
+    jsonl(tmp_path, ROWS, "p.jsonl")
+    assert said in told(tmp_path, f'kind = "jsonl"\npath = "p.jsonl"\n{verifier}')
+
+
+def test_a_task_that_has_too_few_prompts_for_its_share_is_told(tmp_path: Path) -> None:
+    jsonl(tmp_path, ROWS, "p.jsonl")
+    jsonl(tmp_path, ROWS[:3], "few.jsonl")
+    tables = ['kind = "jsonl"\npath = "p.jsonl"\nweight = 1', 'kind = "jsonl"\npath = "few.jsonl"\nweight = {}']
+    many = told(tmp_path, tables[0], tables[1].format(1))
+    assert "task 2 has 3 prompts for a share of 50.0% of 32 groups in flight" in many
+    assert "groups in flight: a prompt" not in told(tmp_path, tables[0], tables[1].format(0.1))
