@@ -21,7 +21,7 @@ Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 CONFIDENCE = 0.95
-EXACT_SAMPLES = 128  # of a prompt: a majority of fewer is computed exactly, of more by draws
+EXACT_SAMPLES = 512  # of a prompt: a majority of so many is computed exactly, of more by draws
 DRAWS = 4096  # standard error of a prompt's maj@k at most 0.008, and of the mean over prompts far less
 PRIOR_PROMPTS = 0.5  # see `bounded`
 

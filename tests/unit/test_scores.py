@@ -108,6 +108,11 @@ def coverage(prompts: int, samples: int, k: int, a: float, b: float, rounds: int
     return held / rounds, truth
 
 
+def test_a_majority_of_hundreds_of_samples_is_exact() -> None:
+    votes = np.arange(255, -1, -1)[None] // 2 * 2  # two of each answer: all are alike
+    assert majority_at([2, 16], votes) == [pytest.approx([1 / 128], abs=1e-12)] * 2
+
+
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     cells = [
         coverage(prompts, samples, k, a, b)
