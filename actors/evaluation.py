@@ -110,7 +110,7 @@ class Evaluation:
         statuses = [[STATUSES.index(verdict.status) for verdict in found] for found in verdicts]
         return EvaluationResult(
             version=version,
-            prompts=xxhash.xxh3_64_hexdigest("\n".join(prompt.name for prompt in prompts).encode()),
+            prompts=_digest(prompts),
             levels=tuple(prompt.level for prompt in prompts),
             samples=samples,
             statuses=np.array(statuses, np.uint8).reshape(shape),
@@ -121,6 +121,12 @@ class Evaluation:
             surprise=tuple(one.surprise for one in drawn),
             seconds=seconds,
         )
+
+
+def _digest(prompts: Sequence[Prompt]) -> str:
+    """Of all that is asked and what counts as right; names alone stay when a table's rows change."""
+    asked = [(one.name, one.text, one.answer, one.entry) for one in prompts]
+    return xxhash.xxh3_64_hexdigest(msgspec.msgpack.encode(asked))
 
 
 def votes_of(verdicts: Sequence[Verdict]) -> list[int]:

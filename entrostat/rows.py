@@ -210,7 +210,7 @@ class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
     levels: tuple[LevelScore, ...]
     scores: Scores | None = None  # all there is to tell; None in rows of earlier releases
     correct: tuple[int, ...] = ()  # [prompts] of `samples`: what another evaluation of the same prompts is held against
-    asked: str = ""  # a digest of all prompts' names: equal where they are the same prompts
+    asked: str = ""  # a digest of all prompts: equal where they are the same
 
 
 def evaluation_row(result: EvaluationResult, trained_levels: Set[str], k: Sequence[int]) -> EvaluationRow:

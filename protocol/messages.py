@@ -394,7 +394,7 @@ class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """
 
     version: PolicyVersion
-    prompts: str  # a digest of their names, in order: equal ones can be compared prompt by prompt
+    prompts: str  # a digest of them, in order: equal ones can be compared prompt by prompt
     levels: tuple[str, ...]  # [prompts]
     samples: int
     statuses: UInt8  # [prompts, samples] places in STATUSES

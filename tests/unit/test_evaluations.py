@@ -2,6 +2,7 @@
 
 import threading
 
+import msgspec
 import pytest
 
 from entrostat.actors import evaluations
@@ -35,6 +36,26 @@ def test_an_evaluation_shares_the_engine_and_answers_per_prompt() -> None:
     assert [(one.count, one.mean) for one in result.surprise] == [(SAMPLES, 0.5)] * 5
     assert result.levels == ("easy",) * 5
     assert "lease-15" in world.engine.submitted
+
+
+def digest(*changes: dict[str, str]) -> str:
+    """What an evaluation of three prompts says they are, the first of them changed."""
+    asked = request(3)
+    for change in changes:
+        first = msgspec.structs.replace(asked.prompts[0], **change)
+        asked = msgspec.structs.replace(asked, prompts=(first, *asked.prompts[1:]))
+    world = World()
+    answer = world.worker.evaluate(asked)
+    world.turn()
+    world.engine.finish(*(f"evaluation-1-{number}" for number in range(3)))
+    world.turn(3)
+    return answer.result(0).prompts
+
+
+@pytest.mark.parametrize("field", ["name", "text", "answer"])
+def test_prompts_that_changed_under_their_names_are_not_the_same_prompts(field: str) -> None:
+    assert digest() == digest()
+    assert digest({field: "another"}) != digest()
 
 
 def test_no_weights_are_loaded_while_an_evaluation_runs() -> None:
