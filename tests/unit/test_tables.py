@@ -277,6 +277,20 @@ def test_text_of_a_parquet_file_that_is_not_utf8_is_a_bad_row(tmp_path: Path) ->
     assert [(prompt.name, prompt.text) for prompt in kept] == [("problems.parquet:1", "a"), ("problems.parquet:3", "c")]
 
 
+@pytest.mark.parametrize("kind", ["timestamp[us]", "duration[s]"])
+def test_a_value_that_python_has_no_room_for_is_a_bad_row(tmp_path: Path, kind: str) -> None:
+    import pyarrow.parquet
+
+    unit = {"timestamp[us]": pyarrow.timestamp("us"), "duration[s]": pyarrow.duration("s")}[kind]
+    level = pyarrow.array([None, 2**62, None], unit)
+    table = pyarrow.table({"question": ["a", "b", "c"], "answer": ["1", "2", "3"], "level": level})
+    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+    found = scan(Parquet(path=str(tmp_path / "p.parquet"), level="level"))
+    assert found.bad == 3
+    assert "p.parquet:2: can't be decoded" in found.named[1]
+    assert "'level' is null" in found.named[2]
+
+
 @pytest.mark.parametrize("group_rows", [1_000, 16_000])
 def test_a_parquet_file_is_never_in_memory_as_a_whole(tmp_path: Path, group_rows: int) -> None:
     import pyarrow
