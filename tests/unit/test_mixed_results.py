@@ -182,6 +182,22 @@ def test_a_prompt_that_is_never_solved_is_not_forgotten() -> None:
     assert min(seen[prompt] for prompt in range(20, 30)) > 0.8 * turns
 
 
+def test_a_turn_s_chance_is_the_floor_and_p_mixed_s_share_of_the_rest_as_it_is_now() -> None:
+    run = mixed_run(batch=3, staleness=0)
+    weight = WeightSettings(half_life_versions=3.0)
+    run = replace(run, entropy=replace(run.entropy, weight=weight))
+    s = Scene(Controller(run, ["a"] * 30))
+    sampled(s, 30)
+    table = DifficultyTable(["a"] * 30, weight)
+    table.restore(s.controller.state().difficulty)
+    chance, now, samples = s.controller._chance_of(run), s.controller.version.step, run.rollout.samples_per_prompt
+    assert chance is not None
+    fresh = [table.mixed(prompt, 0, samples, 0.5) for prompt in range(30)]  # as if nothing had been forgotten
+    mixed = [table.mixed(prompt, now, samples, 0.5) for prompt in range(30)]
+    assert np.abs(np.subtract(fresh, mixed)).max() > 0.1
+    assert [chance(prompt) for prompt in range(30)] == pytest.approx([0.1 + 0.9 * one for one in mixed])
+
+
 def test_passed_over_is_counted_and_goes_on_in_a_later_branch() -> None:
     run = mixed_run(batch=3, staleness=0)
     s = Scene(Controller(run, ["a"] * 30))

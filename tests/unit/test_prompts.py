@@ -46,6 +46,16 @@ def test_a_returned_prompt_that_is_busy_waits_too() -> None:
     assert order.take({0}, 1) == 3
 
 
+def test_a_held_prompt_that_is_put_back_is_taken_once() -> None:
+    order = PromptOrder(4, 0, shuffle=False)
+    assert [order.take((), 0) for _ in range(4)] == [0, 1, 2, 3]
+    assert order.take({0}, 1) == 1  # 0 is held
+    order.put_back((0,))
+    assert order.take({1}, 1) == 0
+    order.freed(0)
+    assert order.take({1}, 1) == 2
+
+
 def test_a_position_survives_a_restart_with_what_was_under_way_first() -> None:
     order = PromptOrder(6, 0, shuffle=False)
     taken = [order.take((), 0) for _ in range(3)]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.special import betaln
 
 from entrostat import scores
@@ -229,6 +230,22 @@ def test_pairing_makes_a_small_gain_certain_that_the_scores_alone_leave_open() -
     assert second.low is not None
     assert found.low > 0.0
     assert second.low < first.high
+
+
+def test_few_prompts_have_students_interval() -> None:
+    values = np.array([3.0, 5.0, 4.0, 9.0])
+    expected = stats.t.interval(0.95, df=3, loc=values.mean(), scale=stats.sem(values))
+    found = mean(values)
+    assert (found.low, found.high) == pytest.approx(expected)
+    # As many tokens of each prompt: the ratio of sums is the mean of the prompts' ratios.
+    ratio = per_token([Moments(count=20, mean=value) for value in values.tolist()])
+    assert (ratio.low, ratio.high) == pytest.approx(expected)
+
+
+def test_the_interval_of_shares_is_wilsons_with_students_quantile() -> None:
+    # All prompts at 1: nothing varies between them, and each counts as one.
+    t = float(stats.t.ppf(0.975, df=4))
+    assert bounded(np.ones(5)).low == pytest.approx(1.0 / (1.0 + t * t / 5))
 
 
 # ── all of it together ───────────────────────────────────────────────────────────────────────────────────────────────

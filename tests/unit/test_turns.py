@@ -74,6 +74,18 @@ def test_another_seed_has_another_order_and_the_same_seed_the_same() -> None:
     assert not np.array_equal(turns(3).of_epoch(2), turns(3).of_epoch(3))
 
 
+def test_the_place_left_over_goes_to_the_largest_remainder() -> None:
+    assert WeightedTasks((5, 5), (0.66, 0.34)).places == (7, 3)
+
+
+def test_tasks_are_mixed_and_walked_anew_by_the_seed() -> None:
+    tasks = WeightedTasks((50, 50), (1.0, 1.0))
+    made = Turns(100, 3, shuffle=True, levels=None, tasks=tasks)
+    first, second = made.of_epoch(0), made.of_epoch(1)
+    assert task_of(first, (50, 50)).tolist() != task_of(second, (50, 50)).tolist()
+    assert first[first < 50].tolist() != (first[first >= 50] - 50).tolist(), "two tasks do not walk in step"
+
+
 def test_unshuffled_a_task_goes_through_its_prompts_by_id() -> None:
     order = turns(shuffle=False).of_epoch(0)
     assert order[task_of(order) == 1].tolist() == list(range(60, 85))
