@@ -308,7 +308,7 @@ def _few(config: RunConfig, looks: list[Look]) -> Iterator[str]:
     flying = config.rollout.actors * config.rollout.groups_in_flight
     for number, (weight, one) in enumerate(zip(weights, looks, strict=True), start=1):
         share = weight / sum(weights)
-        if one.count is not None and one.count < share * flying:
+        if one.count and one.count < share * flying:
             yield (
                 f"task {number} has {one.count} prompts for a share of {share:.1%} of {flying} groups in flight: a "
                 "prompt is in one at a time, and the other tasks get what is left of its turns"

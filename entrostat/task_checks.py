@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from entrostat.actors.tasks import jsonl, parquet
 from entrostat.protocol.task_settings import HuggingFace, Jsonl, Parquet, ReasoningGym, RowSettings, TaskSettings
-from entrostat.protocol.verifier_settings import Code, parts_of
+from entrostat.protocol.verifier_settings import Code, GymScorer, parts_of
 from entrostat.toml import Place
 from entrostat.validate import Problem
 
@@ -64,6 +64,11 @@ def task_problems(task: TaskSettings, place: Place) -> Iterator[Problem]:
         yield Problem((*place, "chat_options"), "are for the chat template: set chat = true, or leave them out")
     if isinstance(task, ReasoningGym):
         return
+    if any(isinstance(one, GymScorer) for one in parts_of(task.verifier)):
+        yield Problem(
+            (*place, "verifier"),
+            "reasoning_gym scores what the library generated, and this task reads a table: name another one",
+        )
     if task.part == "test" and task.test_share == 0:
         yield Problem((*place, "test_share"), '= 0 holds nothing out, but part = "test" asks for what is held out')
     if isinstance(task, HuggingFace):

@@ -1,10 +1,12 @@
 """What each task is, in words: its problems counted, its bad rows too. Reads tables on this machine, and no hub's."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
 from entrostat.actors.tasks import huggingface
+from entrostat.actors.tasks.gym_library import create_dataset
 from entrostat.actors.tasks.table import Table, scan, why_refused
 from entrostat.protocol.errors import TaskError
 from entrostat.protocol.task_settings import HuggingFace, ReasoningGym, RowSettings, TaskSettings
@@ -37,8 +39,8 @@ def look(task: TaskSettings) -> Look:
         parameters = ", ".join(f"{key} {value}" for key, value in task.parameters.items())
         named = f"{task.dataset} ({parameters})" if parameters else task.dataset
         line = f"{task.size:,} generated problems of {named}, level {task.level or task.dataset!r}"
-        return Look(lines=(line, *_shown(task)), count=task.size)
-    if isinstance(task, HuggingFace) and not huggingface.is_local(task):
+        return Look(lines=(line, *_shown(task)), count=task.size, notes=_refused_by_the_library(task))
+    if isinstance(task, HuggingFace) and not huggingface.is_local(task) and not Path(task.dataset).is_absolute():
         line = f"{task.dataset}, split {task.split}: of the Hugging Face hub, read when a run begins"
         return Look(lines=(line, *_chosen(task), *_shown(task)), count=None)
     try:
@@ -52,6 +54,14 @@ def look(task: TaskSettings) -> Look:
         count=len(table.problems),
         notes=(f"a run would end at once, with exit code 2: {refusal}",) if refusal else (),
     )
+
+
+def _refused_by_the_library(task: ReasoningGym) -> tuple[str, ...]:
+    try:
+        create_dataset(msgspec.structs.replace(task, size=1))  # some are made as large as they are asked for, at once
+    except TaskError as error:
+        return (f"a run would end at once, with exit code 2: {error}",)
+    return ()
 
 
 def prompts_together(looks: list[Look]) -> int | None:

@@ -86,6 +86,10 @@ def test_every_setting_of_a_task_survives_the_effective_configuration(tmp_path: 
         ('kind = "huggingface"\ndataset = "run.toml"', 'is a file: set kind = "jsonl" or "parquet"'),
         ('kind = "jsonl"\npath = "a"\nchat_options = { thinking = false }', "set chat = true, or leave them out"),
         ('kind = "jsonl"\npath = "a"\npart = "test"\ntest_share = 0', "[tasks 1] test_share = 0 holds nothing out"),
+        (
+            'kind = "jsonl"\npath = "a"\nverifier = { kind = "reasoning_gym" }',
+            "scores what the library generated, and this task reads a table",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, task: str, said: str) -> None:
@@ -163,3 +167,21 @@ def test_a_task_that_has_too_few_prompts_for_its_share_is_told(tmp_path: Path) -
     many = told(tmp_path, tables[0], tables[1].format(1))
     assert "task 2 has 3 prompts for a share of 50.0% of 32 groups in flight" in many
     assert "groups in flight: a prompt" not in told(tmp_path, tables[0], tables[1].format(0.1))
+
+
+def test_what_a_run_would_not_find_is_explained(tmp_path: Path) -> None:
+    said = told(
+        tmp_path,
+        'kind = "huggingface"\ndataset = "./nowhere"\nweight = 1',
+        'kind = "reasoning_gym"\ndataset = "chain_sun"\nsize = 4\nweight = 1',
+    )
+    assert f"exit code 2: there is no folder {tmp_path / 'nowhere'}" in said
+    assert "of the Hugging Face hub" not in said
+    assert "exit code 2: reasoning_gym has no dataset 'chain_sun' (did you mean 'chain_sum'" in said
+
+
+def test_a_task_that_can_not_be_read_has_no_share_to_speak_of(tmp_path: Path) -> None:
+    jsonl(tmp_path, ROWS, "p.jsonl")
+    jsonl(tmp_path, ["{"], "bad.jsonl")
+    tables = [f'kind = "jsonl"\npath = "{name}.jsonl"\nweight = 1' for name in ("p", "bad")]
+    assert "groups in flight: a prompt" not in told(tmp_path, *tables)
