@@ -98,7 +98,7 @@ def scan(settings: RowSettings) -> Table:
             if len(named) < SHOWN:
                 named.append(f"{place}: {reason}")
             continue
-        if not in_part(settings, problem.question):
+        if not in_part(settings, problem.asked):
             other_part += 1
             continue
         structured = structured or (not problems and isinstance(look_up(row, settings.answer, "answer"), list | dict))
@@ -134,9 +134,9 @@ def open_source(settings: RowSettings) -> Source:
 
 
 def in_part(settings: RowSettings, question: str) -> bool:
-    """Whether a question is of the task's part.
+    """Whether a question, with all that was said before it, is of the task's part.
 
-    It depends on the question, blanks apart, and on the seed alone: rows that come or go move no other from part to
+    It depends on these words, blanks apart, and on the seed alone: rows that come or go move no other from part to
     part, and a question that stands in a table twice is in one part.
     """
     if settings.part == "all":

@@ -377,6 +377,17 @@ def test_a_question_that_stands_twice_is_in_one_part(tmp_path: Path) -> None:
     assert load_prompts([test], unlike=[train]) == load_prompts([test])
 
 
+def test_conversations_that_end_alike_are_parted_by_all_that_was_said(tmp_path: Path) -> None:
+    def said(story: int) -> list[dict[str, str]]:
+        texts = (("user", f"story {story}"), ("assistant", "ok"), ("user", "And the answer?"))
+        return [{"role": role, "content": text} for role, text in texts]
+
+    rows = [{"question": said(story), "answer": "1"} for story in range(200)]
+    table = scan(jsonl(tmp_path, rows, part="test", test_share=0.2))
+    assert 20 <= len(table.problems) <= 60
+    assert len(table.problems) + table.other_part == 200
+
+
 def test_an_empty_part_is_said(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match='none of the 1 problems falls into part = "test"'):
         load_prompts([jsonl(tmp_path, SUMS[:1], part="test", test_share=1e-9)])
