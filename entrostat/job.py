@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from entrostat.actors.tasks.load import load_prompts
 from entrostat.actors.tokenizer import HuggingFaceTokenizer
 from entrostat.cluster import Cluster
 from entrostat.config import RunConfig
+from entrostat.controller.turns import WeightedTasks
 from entrostat.directory import RunDirectory
 from entrostat.learner import checkpoint as checkpoints
 from entrostat.placement import check_address
@@ -130,6 +132,9 @@ def prepare(config: RunConfig, directory: Path) -> tuple[RunConfig, PromptSet, i
 
     Returns:
         The configuration with the model's folder in it, all prompts (training first), and how many are for training.
+
+    Raises:
+        BadInput: something of it won't do.
     """
     model = preflight.find_model(config.model.path, trust_remote_code=config.model.trust_remote_code)
     config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(model)))
@@ -142,6 +147,9 @@ def prepare(config: RunConfig, directory: Path) -> tuple[RunConfig, PromptSet, i
             f"[batch] prompts = {config.batch.prompts} in each optimizer step, but the tasks hold {training}: "
             "lower it, or take more problems"
         )
+    if weights := [task.weight for task in config.tasks if task.weight]:
+        each = Counter(prompt.task for prompt in prompts.prompts[:training])
+        WeightedTasks([each[task] for task in range(len(config.tasks))], weights)  # refuses what can't be shared out
     return config, prompts, training
 
 

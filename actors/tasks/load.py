@@ -70,13 +70,19 @@ def _problems(task: TaskSettings, unlike: Set[str], *, quiet: bool = False) -> l
     if isinstance(task, ReasoningGym):
         return reasoning_gym.generate(task, unlike)
     problems = table.read(task, quiet=quiet)
-    kept = [problem for problem in problems if problem.asked not in unlike]
+    known = {_plain(asked) for asked in unlike}
+    kept = [problem for problem in problems if _plain(problem.asked) not in known]
     where = task.dataset if isinstance(task, HuggingFace) else task.path
     if not kept:
         raise TaskError(f"every problem of {where} is in training too: evaluate on another table or part")
     if len(kept) < len(problems):
         log.warning("%s: %d problems are in training too and are left out", where, len(problems) - len(kept))
     return kept
+
+
+def _plain(asked: str) -> str:
+    """The same question with other blanks is no other question, in a table of text."""
+    return " ".join(asked.split())
 
 
 def _check_names(prompts: Sequence[Prompt]) -> None:

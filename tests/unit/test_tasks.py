@@ -89,9 +89,9 @@ def test_evaluation_sees_no_question_of_training() -> None:
 def test_problems_of_a_file_that_are_in_training_are_left_out_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    training = rows(tmp_path, '{"question": "a", "answer": "1"}')
+    training = rows(tmp_path, '{"question": "a  1", "answer": "1"}')
     (tmp_path / "other").mkdir()
-    other = rows(tmp_path / "other", '{"question": "a", "answer": "1"}', '{"question": "b", "answer": "2"}')
+    other = rows(tmp_path / "other", '{"question": "a 1", "answer": "1"}', '{"question": "b", "answer": "2"}')
     with caplog.at_level(logging.WARNING):
         prompts = load_prompts([other], unlike=[training]).prompts
     assert [prompt.text for prompt in prompts] == ["b"]
