@@ -173,6 +173,24 @@ def test_what_a_worker_sends_beside_verdicts_costs_it_its_life(pool: VerifierPoo
     assert "it sent what is no reply" in verdicts[0][2]
 
 
+def test_a_child_that_runs_on_in_a_verifier_gives_no_verdict_of_its_own(pool: VerifierPool) -> None:
+    forks = "import os, time\nif os.fork() == 0: reward = 0.5\nelse: time.sleep(0.1)"
+    rewards = [reward for _, reward, _ in asked(pool, *["reward = 1", forks] * 5, *["reward = 0.25"] * 40)]
+    assert rewards == [1.0] * 10 + [0.25] * 40
+
+
+def test_a_verdict_that_says_too_much_is_cut_short(pool: VerifierPool) -> None:
+    [(status, _, detail)] = asked(pool, "detail = 'x' * 1_000_000")
+    assert (status, set(detail)) == ("correct", {"x"})
+    assert pool.replaced == 0
+
+
+def test_half_a_surrogate_pair_anywhere_in_a_prompt_costs_nothing(pool: VerifierPool) -> None:
+    odd = Prompt(id=0, name="a\ud800", level="\ud800", task=0, text="\ud800", answer="\udc00", entry="\udfff")
+    verdicts = judged(pool, [(odd, "reward = 1"), (ASK, "reward = 1")], seconds=10)
+    assert [verdicts[number].status for number in range(2)] == ["correct"] * 2
+
+
 def test_closing_leaves_no_process_no_thread_and_no_file(scratch: Path) -> None:
     before, descriptors = set(threading.enumerate()), psutil.Process().num_fds()
     pool = VerifierPool(VerifierSettings(processes=2, deadline_seconds=30), [MATHS])
