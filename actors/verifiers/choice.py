@@ -15,9 +15,9 @@ class ChoiceVerifier:
     r"""One of `choices`, as `(B)`, `B`, `B.`, `B) because …`, `**B**`, `\boxed{B}`, "the answer is B".
 
     Read is what the response marks as its answer; without marks its last line if it begins with a letter written as a
-    choice; then the last letter in brackets or emphasis, after "option" or "choice", or before "is correct". A word such
-    as the article "A" is no choice. Letters count in capitals; in small ones only in brackets or alone. Two letters are
-    no answer.
+    choice; then the last letter in brackets or emphasis, after "option" or "choice", or before "is correct". A word
+    such as the article "A" is no choice. Letters count in capitals; in small ones only in brackets or alone. Two
+    letters are no answer.
     """
 
     def __init__(self, settings: Choice) -> None:
