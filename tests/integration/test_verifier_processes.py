@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from entrostat.actors.verifiers import process
+from entrostat.actors.verifiers import process, tally
 from entrostat.actors.verifiers.pool import VerifierPool
 from entrostat.protocol.errors import StationLost
 from entrostat.protocol.messages import Prompt, Verdict
@@ -105,6 +105,23 @@ def test_what_is_behind_a_slow_item_goes_to_another_process(pool: VerifierPool) 
     assert len(verdicts) == 41
     assert all(verdicts[number] < verdicts[0] for number in range(1, 41))
     assert pool.replaced == 0
+
+
+def test_the_deadline_is_of_each_item_and_not_of_what_was_handed_over_with_it(scratch: Path) -> None:
+    pool = VerifierPool(VerifierSettings(processes=1, deadline_seconds=DEADLINE), [MATHS])
+    verdicts = asked(pool, *[f"import time; time.sleep({DEADLINE / 2})"] * 4)
+    pool.close()
+    assert [status for status, _, _ in verdicts] == ["correct"] * 4
+
+
+def test_a_batch_that_fills_slowly_is_looked_at(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "LEAST", 2)
+    monkeypatch.setattr(tally, "LONGEST_SECONDS", 0.0)
+    meter = FakeMeter()
+    pool = VerifierPool(VerifierSettings(processes=1, deadline_seconds=DEADLINE), [MATHS], meter)
+    asked(pool, "1 / 0", "1 / 0", "1 / 0")
+    assert soon(lambda: meter.counts["entrostat_verify_alarms_total", "failures"] > 0)
+    pool.close()
 
 
 def test_every_process_below_a_worker_ends_with_it(pool: VerifierPool) -> None:
@@ -212,7 +229,7 @@ def test_closing_leaves_no_process_no_thread_and_no_file(scratch: Path) -> None:
 
 OWNER = """
 import sys, time
-from entrostat.actors.verifiers import process
+from entrostat.actors.verifiers import process, tally
 from tests.integration.test_verifier_processes import *
 process.SERVER = "tests.obedient_server"
 pool = VerifierPool(VerifierSettings(processes=2, deadline_seconds=30), [MATHS])
