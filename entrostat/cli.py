@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(command=_eval)
 
     verify = commands.add_parser("verify", help="judge texts in a file, as a run would: how to check a verifier")
-    verify.add_argument("file", type=Path, metavar="FILE", help="JSONL: one object a line")
+    verify.add_argument("file", type=Path, metavar="FILE", help="JSONL: one object a line; - is the standard input")
     verify.add_argument(
         "--verifier",
         metavar="NAME",
@@ -165,7 +165,9 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--config", type=Path, metavar="RUN.toml", help="judge as this run's task does")
     verify.add_argument("--task", type=int, default=0, metavar="N", help="which of its tasks, from 0; default: 0")
     verify.add_argument("--processes", type=_count, metavar="N", help="default: one per CPU, at most 8; or the run's")
-    verify.add_argument("--deadline", type=_seconds, metavar="SECONDS", help="for one line; default: 10, or the run's")
+    verify.add_argument(
+        "--deadline", type=_some_seconds, metavar="SECONDS", help="for one line; default: 10, or the run's"
+    )
     verify.add_argument("--json", action="store_true", help="print one JSON object per line of the file, in its order")
     _set_option(verify)
     verify.set_defaults(command=_verify)
@@ -223,6 +225,13 @@ def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0.0 <= seconds < 1e9:
         raise argparse.ArgumentTypeError(f"{text}: expected a number of seconds from 0 on")
+    return seconds
+
+
+def _some_seconds(text: str) -> float:
+    seconds = _seconds(text)
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"{text}: expected more than 0 seconds")
     return seconds
 
 

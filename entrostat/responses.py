@@ -1,6 +1,8 @@
 """Responses from a file with one JSON object a line, and what is wrong with the lines that hold none."""
 
+import codecs
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,8 @@ def read(path: Path, fields: Mapping[str, str], answer_after: str = "") -> Itera
     empty: list[int] = []  # lines that are faults if another one follows
     try:
         with path.open("rb") as file:
-            for index, line in enumerate(file):
+            for index, whole in enumerate(file):
+                line = whole if index else whole.removeprefix(codecs.BOM_UTF8)
                 if not line.strip():
                     empty.append(index)
                     continue
@@ -118,6 +121,8 @@ def _text(row: dict[str, Any], role: str, key: str) -> str:
         return msgspec.json.encode(value).decode()
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"has {_shape(value)} in {key!r}; expected text or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"has {value} in {key!r}; expected text or a number")
     try:
         return str(value)
     except ValueError as error:

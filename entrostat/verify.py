@@ -98,6 +98,7 @@ def run(options: Options) -> int:
 
 
 def _run(options: Options) -> int:
+    options = msgspec.structs.replace(options, file=file_of(options.file))
     task, settings = find(options)
     fields = field_map(options.fields, task)
     mark = options.answer_after
@@ -193,6 +194,11 @@ def field_map(given: Sequence[str], task: TaskSettings) -> dict[str, str]:
             )
         fields[role] = key
     return fields
+
+
+def file_of(path: Path) -> Path:
+    """What is read: `-` is the standard input."""
+    return Path("/dev/stdin") if path == Path("-") else path
 
 
 def check_file(path: Path) -> None:

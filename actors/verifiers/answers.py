@@ -6,7 +6,7 @@ What follows the last `</think>` is read, if anything does. There the answer is,
 2. the last of these marks: a closed `\boxed{…}`, what follows `####` on its line, what a "final answer is" says;
 3. what an "answer is", "answer:" or a line "Answer" says, up to the end of its sentence.
 
-Boxes with nothing but a comma, "and" or "or" between them are one answer of several parts.
+Boxes with nothing but a comma, "and" or "or" between them, and "x =", are one answer of several parts.
 """
 
 import re
@@ -15,16 +15,19 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 LONGEST = 2_000  # characters of one answer
+ENDS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<eos>", "<end_of_turn>", "<｜end▁of▁sentence｜>")
 MARKS = 32  # of each kind, looked at from the end: text that has thousands must not cost a scan for each
 
 _TAG = re.compile(rf"<answer>((?:(?!<answer>).){{0,{LONGEST}}}?)</answer>", re.DOTALL)
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_BETWEEN_BOXES = re.compile(r"(?:\$|\\\)|\\\])?\s*(?:,|;|,?\s*(?:and|or))\s*(?:\$|\\\(|\\\[)?\s*")
+_BETWEEN_BOXES = re.compile(
+    r"(?:\$|\\\)|\\\])?\s*(?:,|;|,?\s*(?:and|or))\s*(?:\$|\\\(|\\\[)?\s*(?:[A-Za-z](?:_\{?\w\}?)?\s*=\s*)?"
+)
 _HASHES = re.compile(r"####[^\S\n]*([^\n]+)")
 _SAID = re.compile(
     r"(?P<final>\bfinal\s+)?\banswer\b(?:\s+(?:choice|option))?(?:\s+(?:to|for|of)\b[^.:\n]{0,80}?)?"
-    r"[\s*_]{0,8}(?:[:=]|\bis\b\s*:?|\n)[\s*_]{0,8}(?=\S)",
+    r"[\s*_]{0,8}(?:[:=]|\bis\b\s*:?|\n)[\s*_]{0,8}(?:(?<=\n)[-•]\s+)?(?=\S)",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?][*_\"'”’)]*(?=\s|$)")
@@ -38,7 +41,9 @@ class Part(NamedTuple):
 
 
 def after_thinking(text: str) -> str:
-    """What follows the last `</think>`; the whole text where nothing does."""
+    """What follows the last `</think>`, the whole text where nothing does; without the tokens that end a text."""
+    while (bare := text.rstrip()).endswith(ENDS):
+        text = bare[: bare.rindex("<")]
     _, end, rest = text.rpartition("</think>")
     return rest if end and rest.strip() else text
 

@@ -15,8 +15,9 @@ class ChoiceVerifier:
     r"""One of `choices`, as `(B)`, `B`, `B.`, `B) because …`, `**B**`, `\boxed{B}`, "the answer is B".
 
     Read is what the response marks as its answer; without marks its last line if it begins with a letter written as a
-    choice; then the last letter in brackets or emphasis, or after "option" or "choice". A word such as the article "A"
-    is no choice. Letters count in capitals; in small ones only in brackets or alone. Two letters are no answer.
+    choice; then the last letter in brackets or emphasis, after "option" or "choice", or before "is correct". A word
+    such as the article "A" is no choice. Letters count in capitals; in small ones only in brackets or alone. Two
+    letters are no answer.
     """
 
     def __init__(self, settings: Choice) -> None:
@@ -33,7 +34,8 @@ class ChoiceVerifier:
         )
         self._no_word = re.compile(rf"{lead}(?P<bare>(?![AI]){one})\s")
         self._anywhere = re.compile(
-            rf"\(({either})\)|(?:\*\*|__)({one})[.):]?(?:\*\*|__)|\b(?:[Oo]ption|[Cc]hoice)\s+({one})(?!\w)"
+            rf"\(({either})\)|(?:\*\*|__)({one})[.):]?(?:\*\*|__)|\b(?:[Oo]ption|[Cc]hoice)\s+(?:is\s+)?({one})(?!\w)"
+            rf"|(?<![\w'’])({one})(?:\*\*|__)?\s+is\s+(?:the\s+)?(?:correct|right)\b"
         )
 
     def verify(self, prompt: Prompt, text: str) -> Verdict:

@@ -16,6 +16,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
+from entrostat.actors.verifiers.answers import after_thinking
 from entrostat.actors.verifiers.code_tests import (
     Asserted,
     Called,
@@ -77,6 +78,8 @@ class CodeVerifier:
         except ValueError as error:
             raise ValueError(f"the tests of {prompt.name} can't be read: {error}") from error
         program, fenced = program_of(text)
+        if not program.strip():
+            return Verdict(reward=0.0, status="unparsable", seconds=0.0, detail="no program: it is empty")
         trial = _Trial(self._sandbox, self._settings, {"program": program, "bare": not fenced})
         match tests:
             case Written():
@@ -177,20 +180,23 @@ class _Trial:
 def program_of(text: str) -> tuple[str, bool]:
     """The program in a response, and whether a fence said so: the last ```python block, else the last block, else all.
 
-    A block that is not closed goes to the end.
+    Looked at is what follows the last `</think>`. A block that is not closed goes to the end; one that stands further
+    in, as in a list, begins where its fence does.
     """
+    text = after_thinking(text)
     last = last_python = None
     block: list[str] | None = None
-    language = ""
+    language, margin = "", 0
     for line in text.split("\n"):
         bare = line.strip()
         if block is None and bare.startswith(FENCE):
             block, language = [], bare.strip("`").strip().lower().partition(" ")[0]
+            margin = len(line) - len(line.lstrip())
         elif block is not None and bare.startswith(FENCE) and not bare.strip("`"):
             last, last_python = block, block if language in PYTHON else last_python
             block = None
         elif block is not None:
-            block.append(line)
+            block.append(line[min(margin, len(line) - len(line.lstrip())) :])
     if block:
         last, last_python = block, block if language in PYTHON else last_python
     found = last_python if last_python is not None else last

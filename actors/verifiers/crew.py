@@ -13,7 +13,7 @@ from entrostat.actors.verifiers.judge import failed
 from entrostat.actors.verifiers.process import ServerProcess, Worker, ending
 from entrostat.actors.verifiers.tally import StatusTally
 from entrostat.protocol import metrics
-from entrostat.protocol.messages import Verdict
+from entrostat.protocol.messages import Prompt, Verdict
 from entrostat.protocol.settings import VerifierSettings
 from entrostat.protocol.task_settings import TaskSettings
 
@@ -353,8 +353,14 @@ def _packed(items: list[Item]) -> bytes:
     try:
         return pack(tuple(items))
     except UnicodeEncodeError:  # half a surrogate pair can't be sent
-        return pack(tuple(msgspec.structs.replace(item, text=_whole(item.text)) for item in items))
+        return pack(tuple(Item(prompt=_whole(item.prompt), text=_encodable(item.text)) for item in items))
 
 
-def _whole(text: str) -> str:
+def _whole(prompt: Prompt) -> Prompt:
+    fields = msgspec.structs.asdict(prompt)
+    texts = {name: _encodable(value) for name, value in fields.items() if isinstance(value, str)}
+    return msgspec.structs.replace(prompt, **texts)
+
+
+def _encodable(text: str) -> str:
     return text.encode(errors="replace").decode()

@@ -31,7 +31,7 @@ _ENDLESS = re.compile(r"\d{1001}")  # more digits than any answer has, and Pytho
 
 _CLAUSE_END = re.compile(
     r",\s+(?!(?:and|or)\b)(?=[A-Za-z])|[;:]\s|\s(?=(?:because|since|as|so|which|when|if|but|not|for|in|from|at|on|with)\b)"
-    r"|\s[—–-]\s(?=[A-Za-z])|\s\("
+    r"|\s[—–-]\s(?=[A-Za-z])|\s\((?![^()]*\)\s*[-+*/=×÷])"
 )
 _TEXT = re.compile(r"\\(?:text|mathrm|mbox|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
@@ -181,6 +181,8 @@ def _first_clause(text: str) -> Written | None:
 
 def _mathematical(text: str) -> bool:
     """Whether it is an expression rather than a sentence: no words but names of functions, braces in pairs."""
+    if any(unicodedata.category(one) in ("Lo", "So") and one != "°" for one in text[:SHORT] if one > "\x7f"):
+        return False  # a word without spaces, or a picture
     if len(text) > SHORT or not _MATHEMATICAL.search(text) or text.count("{") != text.count("}") or "\n" in text:
         return False
     return all(word.lower() in _KNOWN_WORDS for word in _WORD.findall(_TEXT.sub(" ", text)))
@@ -192,6 +194,7 @@ def _boxed(text: str) -> _Reading | None:
     if found := _DELIMITERS.fullmatch(text):
         text = next(filter(None, found.groups())).strip().rstrip(".,;: ")
     text = _ROOT.sub(lambda found: f"\\sqrt{{{found[1] or found[2] or found[3]}}}", text).translate(_CHARACTERS)
+    text = text.replace("\\varnothing", "\\emptyset")
     return _parsed(f"\\boxed{{{text}}}") if text else None
 
 

@@ -54,7 +54,7 @@ _NO_UNITS = re.compile(
 )
 # In a text: a sign belongs to the number unless something stands before it, as in 5-3.
 _TOKEN = re.compile(
-    rf"(?<![\w.^/])(?:[-−–](?=[\d.$€£¥\\]))?(?:\\?{_CURRENCY}\s?)?(?<![\w.])"
+    rf"(?<![A-Za-z0-9_.^/])(?:[-−–](?=[\d.$€£¥\\]))?(?:\\?{_CURRENCY}\s?)?(?<![A-Za-z0-9_.])"
     r"(?:(?:\d+\s?)?\\[dtc]?frac\s*(?:\{\d+\}|\d)\s*(?:\{\d+\}|\d)|\d+\s+\d+/\d+|\d+/\d+"
     r"|(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?!\d)"
     r"(?:[eE][-+]?\d{1,4}|\s?(?:\\times|×|\*)\s?10\^(?:\{-?\d{1,4}\}|-?\d{1,4}))?"
@@ -113,7 +113,7 @@ def last_number(text: str, *, odd: bool = False) -> Written | None:
 def _plain(text: str) -> str:
     """Spaces, signs and fractions of LaTeX in plain characters; others as they are."""
     text = _MINUS.sub("-", text)
-    if "\\" not in text and "{" not in text and text.isascii():
+    if text.isascii() and not any(mark in text for mark in "\\{~"):
         return text
     text = _COMMA.sub(",", _NOTHING.sub("", _SPACES.sub(" ", text)))
     # A blank in front: with a whole number before it, it is a mixed number.

@@ -18,7 +18,7 @@ from entrostat.protocol.messages import Verdict
 
 OPEN_FILES = 64  # sympy imports parts of itself while it works
 LARGEST_BYTES = 1 << 30  # a worker that was once so large goes after its verdict: Python seldom gives memory back
-LONGEST_ANSWER = 4096  # characters of `Verdict.answer`
+LONGEST_TEXT = 4096  # characters of a verdict's `answer`, and of its `detail`
 NICE = 5  # what feeds it, and draws the samples, goes first
 OUT_OF_MEMORY_SCORE = 800  # of 1,000: where the machine's memory ends, Linux takes a worker before an engine
 
@@ -37,11 +37,14 @@ def run(judge: Judge, hello: Hello, end: socket.socket, scratch: Path) -> None:
 
 
 def _serve(judge: Judge, source: BinaryIO, end: socket.socket, cpu_seconds: int) -> None:
-    decoder = msgspec.msgpack.Decoder(Batch)
+    decoder, me = msgspec.msgpack.Decoder(Batch), os.getpid()
     while (batch := _read(source, decoder)) is not None:
         for item in batch:
             _allow_cpu(cpu_seconds)
-            end.sendall(_packed(judge.verify(item.prompt, item.text)))
+            verdict = judge.verify(item.prompt, item.text)
+            if os.getpid() != me:
+                os._exit(0)  # a child that a user's function made: a second verdict would be taken for the next item's
+            end.sendall(_packed(verdict))
             if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 > LARGEST_BYTES:
                 end.sendall(pack(Spent()))
                 return
@@ -49,7 +52,9 @@ def _serve(judge: Judge, source: BinaryIO, end: socket.socket, cpu_seconds: int)
 
 def _packed(verdict: Verdict) -> bytes:
     try:
-        return pack(msgspec.structs.replace(verdict, answer=verdict.answer[:LONGEST_ANSWER]))
+        return pack(
+            msgspec.structs.replace(verdict, answer=verdict.answer[:LONGEST_TEXT], detail=verdict.detail[:LONGEST_TEXT])
+        )
     except UnicodeEncodeError:
         return pack(failed("the verifier's verdict holds half a surrogate pair, which can't be sent"))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from entrostat.actors.verifiers import process
+from entrostat.actors.verifiers import process, tally
 from entrostat.actors.verifiers.pool import VerifierPool
 from entrostat.protocol.errors import StationLost
 from entrostat.protocol.messages import Prompt, Verdict
@@ -107,6 +107,23 @@ def test_what_is_behind_a_slow_item_goes_to_another_process(pool: VerifierPool) 
     assert pool.replaced == 0
 
 
+def test_the_deadline_is_of_each_item_and_not_of_what_was_handed_over_with_it(scratch: Path) -> None:
+    pool = VerifierPool(VerifierSettings(processes=1, deadline_seconds=DEADLINE), [MATHS])
+    verdicts = asked(pool, *[f"import time; time.sleep({DEADLINE / 2})"] * 4)
+    pool.close()
+    assert [status for status, _, _ in verdicts] == ["correct"] * 4
+
+
+def test_a_batch_that_fills_slowly_is_looked_at(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "LEAST", 2)
+    monkeypatch.setattr(tally, "LONGEST_SECONDS", 0.0)
+    meter = FakeMeter()
+    pool = VerifierPool(VerifierSettings(processes=1, deadline_seconds=DEADLINE), [MATHS], meter)
+    asked(pool, "1 / 0", "1 / 0", "1 / 0")
+    assert soon(lambda: meter.counts["entrostat_verify_alarms_total", "failures"] > 0)
+    pool.close()
+
+
 def test_every_process_below_a_worker_ends_with_it(pool: VerifierPool) -> None:
     mark = str(100_000 + os.getpid())
     script = STARTS_CHILDREN.format(mark)
@@ -173,6 +190,24 @@ def test_what_a_worker_sends_beside_verdicts_costs_it_its_life(pool: VerifierPoo
     assert "it sent what is no reply" in verdicts[0][2]
 
 
+def test_a_child_that_runs_on_in_a_verifier_gives_no_verdict_of_its_own(pool: VerifierPool) -> None:
+    forks = "import os, time\nif os.fork() == 0: reward = 0.5\nelse: time.sleep(0.1)"
+    rewards = [reward for _, reward, _ in asked(pool, *["reward = 1", forks] * 5, *["reward = 0.25"] * 40)]
+    assert rewards == [1.0] * 10 + [0.25] * 40
+
+
+def test_a_verdict_that_says_too_much_is_cut_short(pool: VerifierPool) -> None:
+    [(status, _, detail)] = asked(pool, "detail = 'x' * 1_000_000")
+    assert (status, set(detail)) == ("correct", {"x"})
+    assert pool.replaced == 0
+
+
+def test_half_a_surrogate_pair_anywhere_in_a_prompt_costs_nothing(pool: VerifierPool) -> None:
+    odd = Prompt(id=0, name="a\ud800", level="\ud800", task=0, text="\ud800", answer="\udc00", entry="\udfff")
+    verdicts = judged(pool, [(odd, "reward = 1"), (ASK, "reward = 1")], seconds=10)
+    assert [verdicts[number].status for number in range(2)] == ["correct"] * 2
+
+
 def test_closing_leaves_no_process_no_thread_and_no_file(scratch: Path) -> None:
     before, descriptors = set(threading.enumerate()), psutil.Process().num_fds()
     pool = VerifierPool(VerifierSettings(processes=2, deadline_seconds=30), [MATHS])
@@ -194,7 +229,7 @@ def test_closing_leaves_no_process_no_thread_and_no_file(scratch: Path) -> None:
 
 OWNER = """
 import sys, time
-from entrostat.actors.verifiers import process
+from entrostat.actors.verifiers import process, tally
 from tests.integration.test_verifier_processes import *
 process.SERVER = "tests.obedient_server"
 pool = VerifierPool(VerifierSettings(processes=2, deadline_seconds=30), [MATHS])

@@ -108,6 +108,7 @@ def test_an_expected_answer_may_look_like_a_mark_itself() -> None:
             "**(B) Rome**",
             "(A) is out.\nSo it must be (B) Rome.",
         ],
+        *["B is the correct answer.", "So the correct option is B.", "Since A is wrong, **B** is correct."],
         *["A) x\nB) y\n\nIt is (B), since A is wrong.", "I choose option B", "Answer:\nB", "B, because Rome is large"],
     ],
 )
@@ -127,6 +128,7 @@ def test_a_choice_is_read_in_every_form(text: str) -> None:
         "The answer is (A) or (B)",
         "AB",
         "vitamin C is good",
+        "A is a letter",
         "E",
     ],
 )

@@ -27,6 +27,11 @@ def first(text: str) -> str | None:
         ("\\boxed{2}. The answer is 3.", "2"),
         ("The answer is 1. No, the answer is 3.50. So there.", "3.50"),
         ("**Answer: 18**", "18"),
+        ("Answer:\n- 18 eggs", "18 eggs"),
+        ("Answer: - 18", "- 18"),
+        ("x = \\boxed{1} or x = \\boxed{2}", "1, 2"),
+        ("$x_1 = \\boxed{1}$ and $x_2 = \\boxed{2}$", "1, 2"),
+        ("April: \\boxed{1}, May: \\boxed{2}", "2"),
         ("**Final Answer**\n\n18", "18"),
         ("The correct answer to the question is: B", "B"),
         ("<answer>1</answer><answer> 2 </answer>", "2"),
@@ -43,6 +48,11 @@ def test_the_most_trusted_mark_counts_and_of_these_the_last(text: str, answer: s
 def test_what_was_thought_is_not_what_was_answered() -> None:
     assert after_thinking("<think>\\boxed{1}</think> it is 2") == " it is 2"
     assert after_thinking("<think>\\boxed{1}</think> \n") == "<think>\\boxed{1}</think> \n"
+
+
+@pytest.mark.parametrize("end", ["</s>", "<|im_end|>", "<|eot_id|>\n", "<eos> <eos>", "<｜end▁of▁sentence｜>"])
+def test_what_ends_a_models_text_is_no_part_of_it(end: str) -> None:
+    assert after_thinking(f"it is 2{end}") == "it is 2"
 
 
 def test_of_a_solution_the_answer_is_what_follows_the_hashes() -> None:

@@ -187,7 +187,12 @@ def test_tests_that_cannot_be_read_name_the_prompt(verifier: CodeVerifier, tests
         ("```\na\n```", ("a", True)),
         ("```Python\nx = '''`'''\n", ("x = '''`'''\n", True)),
         ("print(1)", ("print(1)", False)),
-        ("  ```python\n  a\n  ```", ("  a", True)),
+        ("  ```python\n  a\n  ```", ("a", True)),
+        ("1. So:\n   ```python\n   if 1:\n       print(42)\n\n   ```", ("if 1:\n    print(42)\n", True)),
+        ("  ```python\nprint(42)\n  ```", ("print(42)", True)),
+        ("<think>\n```python\nprint(1)\n```\n</think>\n```\nprint(42)\n```", ("print(42)", True)),
+        ("<think>\n```python\nprint(1)\n</think>\n```python\nprint(42)\n```", ("print(42)", True)),
+        ("<think>\n```python\nprint(1)\n```\n</think>\n", ("print(1)", True)),
     ],
 )
 def test_the_last_python_block_is_the_program(text: str, program: tuple[str, bool]) -> None:
@@ -199,6 +204,11 @@ def test_a_program_without_a_fence_is_one_if_it_compiles(verifier: CodeVerifier)
     verdict = verifier.verify(prompt(FORTY_TWO), "I can't do it.")
     assert (verdict.reward, verdict.status) == (0.0, "unparsable")
     assert verifier.verify(prompt(FORTY_TWO), fenced("I can't do it.")).status == "wrong"
+
+
+@pytest.mark.parametrize("text", ["", " \n", "```python\n\n```"])
+def test_nothing_is_no_program(verifier: CodeVerifier, text: str) -> None:
+    assert verifier.verify(prompt({"inputs": [""], "outputs": [""]}), text).status == "unparsable"
 
 
 def test_the_same_program_has_the_same_output_every_time(verifier: CodeVerifier) -> None:

@@ -45,6 +45,13 @@ def judged(answer: str, text: str) -> Verdict:
         ("4", "There is $4 million to manage public spaces."),
         ("4000000", "\\boxed{4 \\text{ million}}"),
         ("4 million", "4,000,000"),
+        ("72", "Final answer: 72 ✅"),
+        ("72", "🎉 The answer is **72** 🎉"),
+        ("72", "答案是72。"),
+        ("72", "Answer: 48 (April) + 24 (May) = 72"),
+        ("72", "\\boxed{72~clips}"),
+        ("2,3", "$x=\\boxed{2}$ and $x=\\boxed{3}$"),
+        ("\\emptyset", "\\boxed{\\varnothing}"),
         ("073", "$d = \\boxed{\\textbf{(073)}}.$"),
     ],
 )

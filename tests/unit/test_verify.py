@@ -63,6 +63,9 @@ def test_bytes_that_are_no_text_are_replaced_and_half_characters_kept(tmp_path: 
         (b'{"gold": 1, "out": "text"}\n', "has no field 'out.text' for the response"),
         (b'{"gold": null, "out": {"text": ""}}\n', "has null in 'gold'; expected text or a number"),
         (b'{"gold": true, "out": {"text": ""}}\n', "has a bool in 'gold'"),
+        (b'{"gold": NaN, "out": {"text": ""}}\n', "has nan in 'gold'; expected text or a number"),
+        (b'{"gold": 1, "out": {"text": -Infinity}}\n', "has -inf in 'out.text'; expected text or a number"),
+        (b'{"gold": 1e999, "out": {"text": ""}}\n', "has inf in 'gold'; expected text or a number"),
         (b"\n" + row(1, "1"), "x.jsonl:1 is empty"),
     ],
 )
@@ -70,6 +73,12 @@ def test_a_line_that_cannot_be_judged_says_where_and_why(tmp_path: Path, content
     first = lines(tmp_path, content)[0]
     assert isinstance(first, Fault)
     assert said in first.reason
+
+
+def test_a_mark_of_the_byte_order_at_the_files_begin_is_no_fault(tmp_path: Path) -> None:
+    first, second = lines(tmp_path, b"\xef\xbb\xbf" + row(1, "1") + b"\xef\xbb\xbf" + row(1, "1"))
+    assert isinstance(first, Response)
+    assert isinstance(second, Fault)
 
 
 def test_lines_keep_their_numbers_and_empty_ones_at_the_end_are_none(tmp_path: Path) -> None:
@@ -142,6 +151,11 @@ def test_a_file_that_holds_nothing_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(TaskError, match=said):
             verify.check_file(path)
+
+
+def test_a_dash_is_the_standard_input() -> None:
+    assert verify.file_of(Path("-")) == Path("/dev/stdin")
+    assert verify.file_of(Path("answers.jsonl")) == Path("answers.jsonl")
 
 
 # ── judging ──────────────────────────────────────────────────────────────────────────────────────────────────────────
