@@ -103,7 +103,7 @@ class Cluster:
         # Ray may restart these two: what they are made of is not in its object store.
         settings = wire.encode(stations)
         self._buffer = ray_calls.remote(BufferActor, restarts=STATION_RESTARTS).remote(settings)
-        self._buffer_lives = self._buffer.endpoint.remote()
+        self._buffer_life, self._asked_life = "", self._buffer.life.remote()
         self._controller = ray_calls.remote(ControllerActor, restarts=STATION_RESTARTS).remote(
             settings, start.version.branch, start.version.step
         )
@@ -283,14 +283,7 @@ class Cluster:
             EntrostatError: an actor stopped for a reason it named.
         """
         self._beat("")
-        if ray_calls.done(self._buffer_lives):
-            try:
-                ray_calls.answer(self._buffer_lives, "the sample buffer", ANSWER_SECONDS)
-            except StationAway as error:
-                log.warning("%s", error)
-                self._say("the sample buffer died and is restarted: its groups are sampled again")
-                self._returned = True
-            self._buffer_lives = self._buffer.endpoint.remote()
+        self._watch_buffer()
         self._heed_scaling()
         changed = self._slots.watch()
         self._lookout.hear(self._slots.views)
@@ -300,6 +293,22 @@ class Cluster:
                 self._lookout.locate(self._handles())
                 self._ask_ports()
             self._register_targets()
+
+    def _watch_buffer(self) -> None:
+        """Says when the sample buffer lives another life, which it does at its first answer after a restart."""
+        if not ray_calls.done(self._asked_life):
+            return
+        try:
+            life = ray_calls.answer(self._asked_life, "the sample buffer", ANSWER_SECONDS)
+        except StationAway as error:
+            log.warning("%s", error)
+        else:
+            if self._buffer_life not in ("", life):
+                log.warning("the sample buffer died and was restarted")
+                self._say("the sample buffer died and is restarted: its groups are sampled again")
+                self._returned = True
+            self._buffer_life = life
+        self._asked_life = self._buffer.life.remote()
 
     def endpoints(self) -> tuple[str, int]:
         """Where the controller serves `/targets`, `/healthz` and `/scale`, since `start`."""

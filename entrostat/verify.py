@@ -84,7 +84,8 @@ def run(options: Options) -> int:
     """Judges every line; prints a table, or a line of JSON for each.
 
     Returns:
-        0 if all were judged, 2 if some could not be, 141 if nobody reads on (`| head`), as a shell has it.
+        0 if all were judged, 1 if the verifier failed on all of them, 2 if some could not be read, 141 if nobody reads
+        on (`| head`), as a shell has it.
 
     Raises:
         BadInput: the verifier, the fields or the file won't do.
@@ -269,6 +270,12 @@ def line_of(judged: Judged) -> str:
 
 def _end(file: Path, summary: Summary) -> int:
     """Says which lines couldn't be judged; the exit code."""
+    if not summary.faults and summary.counts["error"] == summary.lines:
+        print(
+            f"entrostat: the verifier failed on every line of {file}, so nothing was judged: its detail says why",
+            file=sys.stderr,
+        )
+        return 1
     if not summary.faults:
         return 0
     more = (

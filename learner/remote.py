@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from math import nan
 from pathlib import Path
@@ -44,6 +45,11 @@ class BufferActor:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self._buffer = SampleBuffer(memory // BUFFER_SHARE)
         self._exporter = Exporter("buffer", host=stations.metrics_host)
+        self._life = uuid.uuid4().hex
+
+    def life(self) -> str:
+        """Another one after each restart, which may be over before anybody's call fails."""
+        return self._life
 
     def put(self, lease_id: int, frame: UInt8) -> int:
         """Keeps a group's frame; answers with its lease id once it is kept."""

@@ -11,6 +11,8 @@ from entrostat.protocol.errors import TaskError
 from entrostat.protocol.task_settings import Jsonl
 
 PARQUET_MARK = b"PAR1"  # what a Parquet file begins with
+GZIP_MARK = b"\x1f\x8b"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # what editors of another system put in front
 
 
 def open_table(settings: Jsonl) -> Source:
@@ -38,8 +40,10 @@ def _rows(path: Path) -> Iterator[NumberedRow]:
             for number, line in enumerate(file, start=1):
                 if number == 1 and line.startswith(PARQUET_MARK):
                     raise TaskError(f'{path} is a Parquet file, not JSONL: set the task\'s kind = "parquet"')
+                if number == 1 and line.startswith(GZIP_MARK):
+                    raise TaskError(f"{path} is packed by gzip: unpack it")
                 if line.strip():
-                    yield number, _row(line)
+                    yield number, _row(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line)
     except OSError as error:
         raise TaskError(f"{path} can't be read ({error.strerror}): expected a JSONL file of problems") from error
 

@@ -30,6 +30,18 @@ _SAID = re.compile(
     r"[\s*_]{0,8}(?:[:=]|\bis\b\s*:?|\n)[\s*_]{0,8}(?:(?<=\n)[-•]\s+)?(?=\S)",
     re.IGNORECASE,
 )
+_CLAUSE_END = re.compile(
+    r",\s+(?!(?:and|or)\b)(?=[A-Za-z])|[;:]\s|\s(?=(?:because|since|as|so|which|when|if|but|not|for|in|from|at|on|with)\b)"
+    r"|\s[—–-]\s(?=[A-Za-z])|\s\((?![^()]*\)\s*[-+*/=×÷])"
+)
+# What says that the number after or before it is not what is meant.
+_DENIED = re.compile(
+    r"[\s*_$]*(?:(?:not|either|neither)\b"
+    r"|[-+]?[\d,.]*\d[\s*_$]+(?:and[\s*_$]+a[\s*_$]+half\b"
+    r"|(?:times|mod|plus|minus|(?:divided|multiplied)\s+by|(?:more|less|fewer)\s+than)[\s*_$]+[-+]?\d)"
+    r"|\\(?:[lg]eq?|[lg]t|neq?)\b|[≤≥≠]|[-+]?\d+\s*(?:\\mid\b|&\s*[-+]?\d))",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"[.!?][*_\"'”’)]*(?=\s|$)")
 
 
@@ -79,6 +91,23 @@ def _of_marks(text: str) -> Iterator[Part]:
             strong.append((found.start(), Part(words, "said"))) if final else weak.append(Part(words, "said"))
     yield from (part for _, part in sorted(strong, key=lambda each: each[0], reverse=True))
     yield from reversed(weak)
+
+
+def first_clause(text: str) -> str:
+    """What a sentence begins with, where a reason or a remark follows; empty where none does."""
+    end = _CLAUSE_END.search(text)
+    return text[: end.start()] if end else ""
+
+
+def denied(text: str) -> bool:
+    """Whether a marked answer says "not 72", "6 times 7" or "≥ 6": its number alone is not what it says."""
+    return bool(_DENIED.match(text))
+
+
+def overlong(text: str) -> bool:
+    """Whether the last box that is opened holds more than any answer does."""
+    last = deque(_BOX.finditer(text), maxlen=1)
+    return bool(last) and len(text) - last[0].end() > LONGEST and _closing(text, last[0].end()) is None
 
 
 def last_box(text: str) -> tuple[int, str] | None:

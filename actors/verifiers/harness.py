@@ -19,6 +19,7 @@ SECRET_BYTES = 32
 NOT_A_PROGRAM = 71  # exit code: a text without a fence that does not compile
 DOES_NOT_COMPILE = 72
 RAISED = 1
+_EXEC, _COMPILE = exec, compile  # as they are before a program can put others in their place
 
 
 def run(payload: bytes) -> None:
@@ -74,7 +75,7 @@ def _assert(names: dict[str, Any], tests: list[str], entry_point: str) -> None:
     write, dumps = os.write, json.dumps
     for number, test in enumerate(tests):
         try:
-            exec(compile(test, "test.py", "exec", dont_inherit=True), names)
+            _EXEC(_COMPILE(test, "test.py", "exec", dont_inherit=True), names)
             if entry_point and "check" in names:
                 names["check"](_function(names, entry_point))
             line = dumps({"test": number, "secret": secret})

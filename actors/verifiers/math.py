@@ -15,7 +15,14 @@ from typing import Any, NamedTuple
 import math_verify
 import sympy  # type: ignore[import-untyped]
 
-from entrostat.actors.verifiers.answers import after_thinking, expected_answer, marked
+from entrostat.actors.verifiers.answers import (
+    after_thinking,
+    denied,
+    expected_answer,
+    first_clause,
+    marked,
+    overlong,
+)
 from entrostat.actors.verifiers.numbers import Written, last_number, read_number
 from entrostat.protocol.messages import Prompt, Verdict
 
@@ -29,10 +36,6 @@ TAIL = 10_000  # characters at the end of a response without marks: the last num
 
 _ENDLESS = re.compile(r"\d{1001}")  # more digits than any answer has, and Python reads 4,300 at most
 
-_CLAUSE_END = re.compile(
-    r",\s+(?!(?:and|or)\b)(?=[A-Za-z])|[;:]\s|\s(?=(?:because|since|as|so|which|when|if|but|not|for|in|from|at|on|with)\b)"
-    r"|\s[—–-]\s(?=[A-Za-z])|\s\((?![^()]*\)\s*[-+*/=×÷])"
-)
 _TEXT = re.compile(r"\\(?:text|mathrm|mbox|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _KNOWN_WORDS = frozenset(["and", "or", "sqrt", "pi", "sin", "cos", "tan", "log", "ln", "exp", "inf", "infinity"])
@@ -143,13 +146,15 @@ def _found(text: str) -> _Reading | None:
     for part in marked(text):
         if number := read_number(part.text):
             return _Reading(number, ())
+        if denied(part.text):
+            return None
         if (part.mark == "box" or _mathematical(part.text)) and (reading := _boxed(part.text)):
             return reading
-        if part.mark != "box" and (number := _first_clause(part.text)):
+        if part.mark != "box" and (number := read_number(first_clause(part.text))):
             return _Reading(number, ())
         if part.mark in ("tag", "hashes") and (reading := _loose(part.text)):
             return reading
-    return _loose(text)
+    return None if overlong(text) else _loose(text)
 
 
 def _in_ascii_digits(text: str) -> str:
@@ -171,12 +176,6 @@ def _loose(text: str) -> _Reading | None:
         return reading
     number = last_number(text)
     return _Reading(number, ()) if number else None
-
-
-def _first_clause(text: str) -> Written | None:
-    """The number that a sentence begins with, where a reason or a remark follows."""
-    end = _CLAUSE_END.search(text)
-    return read_number(text[: end.start()]) if end else None
 
 
 def _mathematical(text: str) -> bool:

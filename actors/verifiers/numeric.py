@@ -2,7 +2,14 @@
 
 from fractions import Fraction
 
-from entrostat.actors.verifiers.answers import after_thinking, expected_answer, marked
+from entrostat.actors.verifiers.answers import (
+    after_thinking,
+    denied,
+    expected_answer,
+    first_clause,
+    marked,
+    overlong,
+)
 from entrostat.actors.verifiers.numbers import Written, last_number, read_number
 from entrostat.protocol.messages import Prompt, Verdict
 from entrostat.protocol.verifier_settings import Numeric
@@ -11,7 +18,7 @@ TAIL = 10_000  # characters at the end that are searched where nothing is marked
 
 
 class NumericVerifier:
-    """The last number of what the response marks as its answer, or of all of it, against the prompt's own.
+    """The last number of what the response marks as its answer, a reason behind it apart, or of all of it.
 
     Near enough is |found − expected| ≤ max(absolute_tolerance, relative_tolerance × |expected|), computed exactly.
     A percentage is also the number before its sign, from 1 % on, and 3 million is also 3. No number is unparsable.
@@ -43,6 +50,10 @@ class NumericVerifier:
 
 def _found(text: str) -> Written | None:
     for part in marked(text):
-        if number := read_number(part.text) or last_number(part.text):
+        if number := read_number(part.text):
             return number
-    return last_number(text[-TAIL:])
+        if denied(part.text):
+            return None
+        if number := read_number(first_clause(part.text)) or last_number(part.text):
+            return number
+    return None if overlong(text) else last_number(text[-TAIL:])

@@ -58,7 +58,8 @@ def test_a_thousand_hostile_texts_are_all_answered_in_time_and_leave_nothing_beh
     timeouts = sum(verdict.status == "timeout" for verdict in verdicts.values())
     assert pool.replaced >= timeouts > 0  # the texts are hostile indeed
     rewarded = {names[number] for number, verdict in verdicts.items() if verdict.reward > 0}
-    assert rewarded <= {"null bytes", "surrogates"}  # where the right answer stands amid rubbish
+    # Where the right answer stands amid rubbish; of a matrix `numeric` reads the last number.
+    assert rewarded <= {"null bytes", "surrogates", "matrix"}
     assert growth < GROWTH_BYTES
     assert list(tmp_path.iterdir()) == []
     assert {child.pid for child in here.children(recursive=True)} == before

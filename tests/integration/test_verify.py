@@ -64,6 +64,13 @@ def test_lines_that_cannot_be_judged_have_their_place_and_the_rest_is_judged(pla
     assert "x.jsonl:7" in rows[6]["detail"]
 
 
+def test_a_verifier_that_fails_on_every_line_is_no_success(place: Path) -> None:
+    done = entrostat(place, "--verifier", "os:getpid", "--processes", "1", "--json")
+    assert done.returncode == 1
+    assert {json.loads(line)["status"] for line in done.stdout.splitlines()} == {"error"}
+    assert "failed on every line of x.jsonl" in done.stderr
+
+
 def test_the_table_counts_by_status_and_shows_examples(place: Path) -> None:
     done = entrostat(place, "--verifier", "numeric")
     assert done.returncode == 0, done.stderr

@@ -40,7 +40,9 @@ def judged(verifier: AnyVerifier, answer: str, text: str) -> Verdict:
         ("50%", "0.5", "correct"),
         ("2000", "2 \\times 10^3", "correct"),
         ("2000", "it is 2e3 in all", "correct"),
-        ("5", "The answer is 5 because 3 of 4 are left.", "wrong"),  # the last number is
+        ("5", "The answer is 5 because 3 of 4 are left.", "correct"),
+        ("5", "The answer is 5, not 6.", "correct"),
+        ("6", "The answer is not 6.", "unparsable"),
         ("5", "\\boxed{5} of 7", "correct"),
         ("5", "#### 5\nand 7", "correct"),
         ("-5", "−5", "correct"),

@@ -118,6 +118,8 @@ def test_assertions_pass_or_fail(verifier: CodeVerifier, tests: object) -> None:
         "import sys\nsys.exit(0)",
         "import os\nos._exit(0)",
         "import os\ndef f(x): os._exit(0)",
+        "import builtins\nbuiltins.exec = lambda *a, **k: None",
+        "import builtins\nbuiltins.compile = lambda *a, **k: (lambda: None).__code__",
         "def f(x): raise SystemExit(0)",
         "print('test 1: passed', 'ok', 'PASSED')",
         "def check(c): pass",

@@ -223,3 +223,34 @@ def test_digits_of_other_scripts_are_digits() -> None:
 @pytest.mark.parametrize("text", ["7" * 100_000, f"\\boxed{{{'7' * 1500}}}"])
 def test_more_digits_than_an_answer_can_have_are_none(text: str) -> None:
     assert judged("7", text).status == "unparsable"
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("72", "The answer is not 72, it is 96."),
+        ("6", "The answer is 6 and a half."),
+        ("6", "The answer is 6 times 7."),
+        ("6", "Answer: either 6 or 7"),
+        ("6", "\\boxed{\\geq 6}"),
+        ("7", "\\boxed{6 \\mid 7}"),
+        ("7", "\\boxed{6 & 7}"),
+        ("2", "\\boxed{" + "x^2-" * 2000 + "1}"),
+    ],
+)
+def test_a_number_that_is_not_what_the_answer_says_is_none(answer: str, text: str) -> None:
+    assert judged(answer, text).status in ("wrong", "unparsable")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is 5 times.",
+        "She has 5 dozens; the answer is 5 dozens.",
+        "The answer is 5 more than Tom.",
+        "So the final answer is 5 & done",
+        "\\boxed{" + "5",
+    ],
+)
+def test_a_number_with_words_of_the_question_behind_it_is_the_answer(text: str) -> None:
+    assert judged("5", text).status == "correct"

@@ -404,3 +404,15 @@ def test_shuffling_keeps_every_problem_and_its_name_and_comes_before_the_limit(t
     assert named != [prompt.name for prompt in other]
     assert shuffled[:7] == first
     assert [prompt.id for prompt in shuffled] == list(range(40))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    task = jsonl(tmp_path, ["\ufeff" + json.dumps(SUMS[0]), json.dumps(SUMS[1])])
+    assert [problem.question for problem in scan(task).problems] == [SUMS[0]["question"], SUMS[1]["question"]]
+
+
+def test_a_packed_file_is_said_to_be_one(tmp_path: Path) -> None:
+    task = jsonl(tmp_path, [])
+    Path(task.path).write_bytes(b"\x1f\x8b\x08\x00")
+    with pytest.raises(TaskError, match="packed by gzip: unpack it"):
+        scan(task)
