@@ -97,13 +97,9 @@ class Evaluation:
         prompts, samples = self.request.prompts, self.request.samples
         verdicts = [found.all() for found in self._verdicts]
         drawn = [self._drawn[number] for number in range(len(prompts))]
-        naming = {
-            prompt.task
-            for prompt, found in zip(prompts, verdicts, strict=True)
-            if any(verdict.answer for verdict in found)
-        }
+        silent = _silent(prompts, verdicts)
         votes = [
-            votes_of(found) if prompt.task in naming else [NO_ANSWERS] * samples
+            [NO_ANSWERS] * samples if prompt.task in silent else votes_of(found)
             for prompt, found in zip(prompts, verdicts, strict=True)
         ]
         shape = (len(prompts), samples)
@@ -121,6 +117,17 @@ class Evaluation:
             surprise=tuple(one.surprise for one in drawn),
             seconds=seconds,
         )
+
+
+def _silent(prompts: Sequence[Prompt], verdicts: Sequence[Sequence[Verdict]]) -> set[int]:
+    """The tasks whose verifiers judge answers without naming them; where nothing could be read none was to be named."""
+    read = [
+        (prompt.task, verdict.answer)
+        for prompt, found in zip(prompts, verdicts, strict=True)
+        for verdict in found
+        if verdict.status in ("correct", "wrong")
+    ]
+    return {task for task, _ in read} - {task for task, answer in read if answer}
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:

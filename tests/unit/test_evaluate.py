@@ -209,12 +209,14 @@ def test_each_response_is_written_with_its_verdict(tmp_path: Path) -> None:
 
 
 def test_votes_are_by_answer_and_only_where_a_task_names_any() -> None:
-    prompts = (PROMPTS[0], PROMPTS[1], msgspec.structs.replace(PROMPTS[2], task=1))
+    unread = msgspec.structs.replace(PROMPTS[2], task=2)
+    prompts = (PROMPTS[0], PROMPTS[1], msgspec.structs.replace(PROMPTS[2], task=1), unread)
     evaluation = Evaluation(EvaluationRequest(prompts=prompts, samples=4, temperature=1.0, seed=5))
     said: dict[int, list[tuple[Status, str]]] = {
         0: [("wrong", "7"), ("correct", "9"), ("wrong", "8"), ("wrong", "7")],
         1: [("unparsable", ""), ("timeout", ""), ("correct", ""), ("wrong", "7")],
         2: [("wrong", ""), ("correct", ""), ("wrong", ""), ("wrong", "")],
+        3: [("unparsable", "")] * 4,  # a majority of nothing is wrong, whatever the verifier would have named
     }
     for number, verdicts in said.items():
         evaluation.next_prompt()
@@ -231,7 +233,7 @@ def test_votes_are_by_answer_and_only_where_a_task_names_any() -> None:
         for index, (status, answer) in enumerate(verdicts):
             evaluation.judged(number, index, Verdict(reward=0.0, status=status, seconds=0.0, answer=answer))
     votes = evaluation.result(version(0), 1.0).votes.tolist()
-    assert votes == [[1, 0, 2, 1], [-1, -1, 0, 1], [-2, -2, -2, -2]]
+    assert votes == [[1, 0, 2, 1], [-1, -1, 0, 1], [-2, -2, -2, -2], [-1, -1, -1, -1]]
 
 
 # ── what it says ─────────────────────────────────────────────────────────────────────────────────────────────────────
