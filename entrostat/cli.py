@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"entrostat: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("entrostat: stopped at once; a checkpoint that was there stays", file=sys.stderr)
+        kept = "; a checkpoint that was there stays" if chosen.command in (_train, _calibrate) else ""
+        print(f"entrostat: stopped at once{kept}", file=sys.stderr)
         return 130
 
 

@@ -132,6 +132,8 @@ def test_an_interrupt_ends_it_at_once(place: Path) -> None:
         start = time.monotonic()
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(timeout=30) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == b"entrostat: stopped at once\n"
         assert time.monotonic() - start < 10
 
 
