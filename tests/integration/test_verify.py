@@ -126,6 +126,7 @@ def test_an_interrupt_ends_it_at_once(place: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     ) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["index"] == 0
